@@ -1,0 +1,102 @@
+"""The executable: one group, one place where failures become messages and exit statuses."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from pogdiff_cli import __version__
+from pogdiff_cli.cli import project_commands, stage_commands
+from pogdiff_cli.cli.options import Session
+from pogdiff_cli.errors import Exit, PogdiffError, Stopped
+
+
+class _Group(click.Group):
+    """Suggests the nearest command for a misspelt one, and lists commands in the order of the road."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as problem:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], list(self.commands), n=1)
+            if not near:
+                raise
+            raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{near[0]}'?", ctx) from problem
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="pogdiff")
+def cli() -> None:
+    """Fine-tune text-to-image diffusion models on long-tailed data, and prove that the tail got better.
+
+    Start with:  pogdiff init myproj  &&  pogdiff run -C myproj
+    """
+
+
+for command in (*project_commands.BEFORE, *stage_commands.COMMANDS, *project_commands.AFTER):
+    cli.add_command(command)
+
+
+#: Libraries log and draw bars on their own; the display speaks for all.
+_QUIET_LIBRARIES = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TQDM_DISABLE": "1",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    sys.exit(_status(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _status(arguments: list[str]) -> int:
+    session = Session(command="pogdiff " + shlex.join(arguments))
+    for variable, value in _QUIET_LIBRARIES.items():
+        os.environ.setdefault(variable, value)
+    try:
+        outcome: Any = cli.main(arguments, prog_name="pogdiff", standalone_mode=False, obj=session)
+        return int(outcome) if isinstance(outcome, int) else int(Exit.OK)
+    except PogdiffError as problem:
+        session.display.error(problem)
+        return int(problem.exit_code)
+    except click.exceptions.Exit as ending:
+        return int(ending.exit_code)
+    except click.ClickException as problem:
+        problem.show()
+        return int(Exit.USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        session.display.say("Interrupted.")
+        return int(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        return int(Exit.FAILURE)
+    except BaseException as problem:
+        return _last_words(session, problem)
+    finally:
+        session.display.close()
+
+
+def _last_words(session: Session, problem: BaseException) -> int:
+    if isinstance(problem, Stopped):
+        session.display.say(f"Stopped at step {problem.step}; type the same command again to go on.")
+        return int(problem.exit_code)
+    if isinstance(problem, MemoryError):
+        session.display.error(PogdiffError("This machine ran out of memory.", exit_code=Exit.MEMORY))
+        return int(Exit.MEMORY)
+    session.display.crash(problem)
+    return int(Exit.FAILURE)

@@ -1,0 +1,120 @@
+"""Commands about a project as a whole: init, inspect, status, doctor, completion."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import get_completion_class
+from rich.markup import escape
+
+from pogdiff_cli.cli.options import Session, make_context, output_options, project_options, set_display
+from pogdiff_cli.errors import Exit, PogdiffError
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--template", help="faces (default: real photos, nothing else needed) or sd15.")
+@click.option("--images", type=click.Path(path_type=Path), help="A folder per identity, or one with a metadata file.")
+@output_options
+@click.pass_obj
+def init(session: Session, /, path: Path, template: str | None, images: Path | None, **options: Any) -> None:
+    """Make a project."""
+    display = set_display(session, **options)
+    from pogdiff_cli.stages import init as stage
+
+    made = stage.run(path, template=template, images=images, track=display.track)
+    display.emit({**asdict(made), "root": str(made.root)})
+    seen = f"{made.images} images of {made.identities} identities" if made.images else "no images yet"
+    display.line(f"Made [bold]{escape(str(path))}[/] from the template '{made.template}': {seen}.")
+    where = escape(str(path))
+    if not made.images:
+        display.line(f"Put a folder of pictures per identity into {where}/data/images, then:")
+    display.line(f"Next:  pogdiff inspect -C {where}   then   pogdiff run -C {where}")
+
+
+@click.command()
+@project_options
+@click.pass_obj
+def inspect(session: Session, /, **options: Any) -> None:
+    """Show the long tail of the data and what is wrong with it."""
+    context = make_context(session, options)
+    from pogdiff_cli.stages import inspect as stage
+
+    facts = stage.run(context)
+    display = session.display
+    display.emit(facts)
+    counts = facts["counts"]
+    groups = {group: sum(1 for row in counts if row["group"] == group) for group in ("many", "medium", "few")}
+    rows = [
+        ("training images", str(facts["train_images"])),
+        ("held-out images", str(facts["heldout_images"])),
+        ("identities", ", ".join(f"{number} {group}" for group, number in groups.items() if number)),
+        ("largest / smallest", f"{counts[0]['train']} / {counts[-1]['train']}" if counts else "n/a"),
+        *((key.replace("_", " "), f"{facts[key]:.2f}") for key in ("imbalance_ratio", "gini") if facts.get(key)),
+        ("unreadable images", str(len(facts["unreadable"]))),
+    ]
+    display.table("Data", ("", ""), rows)
+    for warning in facts["warnings"]:
+        display.line(f"[yellow]![/] {escape(warning)}")
+
+
+@click.command()
+@project_options
+@click.pass_obj
+def status(session: Session, /, **options: Any) -> None:
+    """Show what is up to date, what is stale, and why."""
+    context = make_context(session, options)
+    from pogdiff_cli.stages import road
+
+    known = context.project.manifest().runs
+    names = list(dict.fromkeys([*known, *road.run_names(context.project)]))
+    states = road.status(context, names)
+    session.display.emit({"stages": [{**asdict(state), "fresh": state.fresh} for state in states]})
+    rows = [(state.key, "up to date" if state.fresh else "; ".join(state.reasons)) for state in states]
+    for key, text in rows:
+        colour = "green" if text == "up to date" else "yellow"
+        session.display.line(f"{escape(key):<28} [{colour}]{escape(text)}[/]")
+
+
+@click.command()
+@project_options
+@click.pass_obj
+def doctor(session: Session, /, **options: Any) -> int:
+    """Show devices, versions, memory, disk, and what is missing."""
+    from pogdiff_cli.project.layout import find_root
+    from pogdiff_cli.stages import doctor as stage
+
+    try:
+        find_root(options["folder"])
+    except PogdiffError:
+        context = None
+        set_display(session, **{key: options[key] for key in ("json_output", "quiet", "verbose")})
+    else:
+        context = make_context(session, options)
+    checks = stage.run(context)
+    session.display.emit({"checks": [asdict(check) for check in checks]})
+    colours = {"ok": "green", "missing": "red", "absent": "dim"}
+    for check in checks:
+        session.display.line(f"[{colours[check.state]}]{check.state:<8}[/]{escape(check.name)}: {escape(check.detail)}")
+        if check.remedy:
+            session.display.line(f"        {escape(check.remedy)}")
+    return int(Exit.MISSING if any(check.state == "missing" for check in checks) else Exit.OK)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the shell's completion script:  eval "$(pogdiff completion bash)"."""
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise PogdiffError(f"No completion for {shell}.", exit_code=Exit.USAGE)
+    root = context.find_root().command
+    click.echo(kind(root, {}, "pogdiff", "_POGDIFF_COMPLETE").source())
+
+
+BEFORE = (init, inspect)
+AFTER = (status, doctor, completion)

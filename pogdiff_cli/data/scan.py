@@ -1,0 +1,204 @@
+"""Every image decoded once before anything is spent: readable or not, how large, which bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pogdiff_cli.data.images import BadImage, decode_bytes, read_bytes
+from pogdiff_cli.data.records import Records
+from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.progress import Track, untracked
+
+_SCHEMA = 1  # of a cache line: raise it when decoding changes its mind about some file
+_CHUNK = 256  # images in flight: bounds memory whatever the number of records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """An image that cannot be used."""
+
+    file_name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Something that was done to an image so that it can be used."""
+
+    file_name: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What the images of n records are; row i speaks of record i."""
+
+    ok: NDArray[np.bool_]  # (n,)
+    sha256: list[str]  # of the file's bytes, "" for an unusable one
+    sizes: NDArray[np.int64]  # (n, 2) width, height after turning upright; 0 for an unusable one
+    problems: list[Problem]
+    notes: list[Note]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """What is known of one file in one state of it."""
+
+    file_name: str
+    state: tuple[int, int, int]  # size, mtime in ns, inode
+    sha256: str = ""
+    size: tuple[int, int] = (0, 0)
+    reason: str = ""  # "" for a usable image
+    notes: tuple[str, ...] = ()
+    lasting: bool = True  # False where the file could not be read at all: that may pass
+
+    def line(self) -> str:
+        values = {
+            key: getattr(self, key) for key in ("file_name", "state", "sha256", "size", "reason", "notes")
+        }
+        return json.dumps({"schema": _SCHEMA, **values}, ensure_ascii=False) + "\n"
+
+
+def scan(records: Records, images_root: Path, *, cache: Path | None = None, track: Track = untracked) -> Scan:
+    """Decode every image completely; ``cache`` (JSONL) spares files of the same size, time and inode.
+
+    The cache grows as the scan proceeds, so that an interrupted one goes on where it stopped.
+    """
+    known = _read_cache(cache)
+    entries: list[_Entry] = []
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        names = iter(records.file_names)
+        found = _in_chunks(pool, names, images_root, known, cache)
+        entries.extend(track(found, "Reading images", len(records)))
+    _compact_cache(cache, entries, known)
+    return Scan(
+        ok=np.array([not entry.reason for entry in entries], dtype=np.bool_),
+        sha256=["" if entry.reason else entry.sha256 for entry in entries],
+        sizes=np.array([entry.size for entry in entries], dtype=np.int64).reshape(-1, 2),
+        problems=[Problem(file_name=e.file_name, reason=e.reason) for e in entries if e.reason],
+        notes=[Note(file_name=e.file_name, note=note) for e in entries for note in e.notes],
+    )
+
+
+def refuse_too_many_problems(found: Scan, *, at_most: float) -> None:
+    """Fail where more than the share ``at_most`` of the images, or all of them, are unusable."""
+    share = len(found.problems) / max(1, len(found.ok))
+    if share <= at_most and found.ok.any():
+        return
+    shown = "; ".join(f"{problem.file_name}: {problem.reason}" for problem in found.problems[:5])
+    raise PogdiffError(
+        f"{len(found.problems)} of {len(found.ok)} images cannot be used ({shown}).",
+        hint="Mend or remove them, or check data.images.",
+        exit_code=Exit.DATA,
+    )
+
+
+def digest_of(records: Records, found: Scan) -> str:
+    """SHA-256 of (name, image digest, identity, text, split, attributes) of the usable records, sorted."""
+    lines = []
+    for row in np.flatnonzero(found.ok):
+        split = "heldout" if records.heldout[row] else "train"
+        attributes = {key: column[row] for key, column in sorted(records.attributes.items()) if column[row]}
+        lines.append(
+            json.dumps(
+                [
+                    records.file_names[row],
+                    found.sha256[row],
+                    records.name_of(int(row)),
+                    records.texts[row],
+                    split,
+                    attributes,
+                ]
+            )
+        )
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _in_chunks(
+    pool: ThreadPoolExecutor, names: Iterator[str], root: Path, known: dict[str, _Entry], cache: Path | None
+) -> Iterator[_Entry]:
+    while chunk := list(islice(names, _CHUNK)):
+        entries = list(pool.map(lambda name: _examine(root, name, known.get(name)), chunk))
+        fresh = [entry for entry in entries if entry.lasting and entry is not known.get(entry.file_name)]
+        if cache is not None and fresh:
+            with cache.open("a", encoding="utf-8") as file:
+                file.writelines(entry.line() for entry in fresh)
+        yield from entries
+
+
+def _examine(root: Path, name: str, known: _Entry | None) -> _Entry:
+    path = root / name
+    try:
+        status = path.stat()
+        state = (status.st_size, status.st_mtime_ns, status.st_ino)
+        if known is not None and known.state == state:
+            return known
+        data = read_bytes(path)
+    except (OSError, BadImage) as error:
+        reason = str(error) if isinstance(error, BadImage) else f"cannot be read: {error.strerror}"
+        return _Entry(file_name=name, state=(0, 0, 0), reason=reason, lasting=False)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        decoded = decode_bytes(data, path.name)
+    except BadImage as error:
+        return _Entry(file_name=name, state=state, sha256=digest, reason=str(error))
+    return _Entry(file_name=name, state=state, sha256=digest, size=decoded.image.size, notes=decoded.notes)
+
+
+def _read_cache(cache: Path | None) -> dict[str, _Entry]:
+    """Entries by file name, the last one said of each; a damaged line is passed over."""
+    if cache is None or not cache.exists():
+        return {}
+    known = {}
+    with cache.open("rb+") as file:
+        for raw in file:
+            entry = _entry_of(raw)
+            if entry is not None:
+                known[entry.file_name] = entry
+        if file.tell() and not raw.endswith(b"\n"):
+            file.write(b"\n")  # what is appended next must not join the torn line
+    return known
+
+
+def _entry_of(raw: bytes) -> _Entry | None:
+    try:
+        values: dict[str, Any] = json.loads(raw)
+        size, mtime, inode = (int(number) for number in values["state"])
+        width, height = (int(number) for number in values["size"])
+        texts = [values[key] for key in ("file_name", "sha256", "reason")] + list(values["notes"])
+        if values["schema"] != _SCHEMA or not all(isinstance(text, str) for text in texts):
+            return None
+        return _Entry(
+            file_name=texts[0],
+            state=(size, mtime, inode),
+            sha256=texts[1],
+            size=(width, height),
+            reason=texts[2],
+            notes=tuple(texts[3:]),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _compact_cache(cache: Path | None, entries: list[_Entry], known: dict[str, _Entry]) -> None:
+    """Rewrite the cache when most of what it holds is of the past."""
+    lasting = [entry for entry in entries if entry.lasting]
+    if cache is None or len(known) <= 2 * len(lasting):
+        return
+    fresh = cache.with_name(cache.name + ".new")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.writelines(entry.line() for entry in lasting)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(cache)

@@ -1,0 +1,1 @@
+"""Training and sampling: draws, caches, the step, checkpoints."""

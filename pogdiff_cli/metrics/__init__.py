@@ -1,0 +1,1 @@
+"""Numbers about generated images: plain features in, float64 statistics out."""

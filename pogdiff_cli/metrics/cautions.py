@@ -1,0 +1,32 @@
+"""What a verdict must not hide: a model that collapsed or copied, images in which no face was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pogdiff_cli.metrics.scores import Scores
+
+_NO_FACE_SHARE = 0.05
+
+
+def cautions(baseline: Scores, candidate: Scores, outcomes: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Sentences for the reader; ``outcomes`` is {group: {metric: "better" | "worse" | "inconclusive"}}."""
+    for group, found in outcomes.items():
+        if found.get("fid") == "better" and "worse" in (found.get("recall"), found.get("coverage")):
+            yield (
+                f"{group}: FID improved while recall or coverage fell. With few real images FID rewards a "
+                "model that repeats one picture."
+            )
+        if found.get("copy") == "worse":
+            yield f"{group}: more generated images nearly equal a training image than before."
+    for scores in (baseline, candidate):
+        yield from _faceless(scores)
+
+
+def _faceless(scores: Scores) -> Iterator[str]:
+    for key, extractor in scores.extractors.items():
+        counts = [entry.missing[key].generated for entry in scores.per_identity if key in entry.missing]
+        scored = sum(entry.generated for entry in scores.per_identity)
+        if scored and sum(counts) / scored > _NO_FACE_SHARE:
+            lost = f"{sum(counts)} of {scored} generated images"
+            yield f"{scores.run}: {extractor.name} found no face in {lost}."

@@ -1,0 +1,1 @@
+"""Adapters of model families, captioners, feature extractors, the text VAE, neighbours."""

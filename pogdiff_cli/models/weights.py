@@ -1,0 +1,87 @@
+"""Finds pretrained weights on this machine, and takes none that could run code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pogdiff_cli.errors import Exit, PogdiffError
+
+
+def resolve_pipeline(name_or_path: str, root: Path) -> Path:
+    """The local folder of a diffusers pipeline: a folder (relative to the project), or a hub id in the cache.
+
+    Nothing is downloaded here. Raises PogdiffError (exit 4) with the command that fetches what is missing.
+    """
+    local = (root / name_or_path).expanduser()
+    if local.is_dir():
+        return _checked(local, name_or_path)
+    if _looks_like_path(name_or_path):
+        raise PogdiffError(
+            f"There is no model folder {local}.",
+            hint="Set pretrained_model_name_or_path to a diffusers folder or a hub id.",
+            exit_code=Exit.MISSING,
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return _checked(Path(snapshot_download(name_or_path, local_files_only=True)), name_or_path)
+    except (LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
+        raise PogdiffError(
+            f"The weights of '{name_or_path}' are not on this machine.",
+            hint=f"Fetch them with:  hf download {name_or_path} --include '*.json' '*.txt' '*.safetensors'",
+            exit_code=Exit.MISSING,
+        ) from None
+
+
+def component_classes(folder: Path) -> dict[str, str]:
+    """Class name of each component of a pipeline folder, from its ``model_index.json``."""
+    index = _index(folder)
+    return {
+        name: str(value[1])
+        for name, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and value[1] is not None
+    }
+
+
+def _checked(folder: Path, name: str) -> Path:
+    index = _index(folder)
+    for component, value in index.items():
+        if component.startswith("_"):
+            continue
+        library = value[0] if isinstance(value, list) and value else None
+        if library not in (None, "diffusers", "transformers"):
+            raise PogdiffError(
+                f"'{name}' wants to run code of its own for '{component}' ({library}); pogdiff never does that.",
+                exit_code=Exit.MISSING,
+            )
+    for component in ("unet", "transformer", "vae", "text_encoder"):
+        part = folder / component
+        if part.is_dir() and not any(part.glob("*.safetensors")):
+            raise PogdiffError(
+                f"'{name}' has no safetensors file in {component}/ (pickled weights are not loaded).",
+                hint="Use a revision with safetensors, or convert the model with diffusers.",
+                exit_code=Exit.MISSING,
+            )
+    return folder
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PogdiffError(
+            f"{folder} is no diffusers pipeline: it has no model_index.json.", exit_code=Exit.MISSING
+        ) from None
+    except ValueError:
+        raise PogdiffError(f"{path} is not valid JSON.", exit_code=Exit.MISSING) from None
+    if not isinstance(index, dict):
+        raise PogdiffError(f"{path} does not describe a pipeline.", exit_code=Exit.MISSING)
+    return index
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") != 1

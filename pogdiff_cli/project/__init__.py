@@ -1,0 +1,1 @@
+"""A project directory: configuration, manifest, digests, locks, templates."""

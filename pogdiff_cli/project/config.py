@@ -1,0 +1,199 @@
+"""The user's intent, typed: every key of ``pogdiff.yaml``, frozen, with the source of each default."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.config import JsonDict
+
+Method = Literal["pogdiff", "vanilla", "cbdm", "t2h"]
+Sampling = Literal["natural", "sqrt", "balanced", "repeat_factor"]
+PsiTerm = Literal["img_sim", "inv_density"]
+Metric = Literal["fid", "kid", "prdc", "dino", "recall", "identity", "bleed", "copy"]
+
+#: Marks a key that changes how a stage runs but not what it makes: it never makes an artifact stale.
+OPERATIONAL: JsonDict = {"operational": True}
+
+
+class Section(BaseModel):
+    """A frozen group of keys; an unknown key or a value of another type is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the images are, how they become squares, and what counts as head and tail."""
+
+    images: str = "data/images"
+    metadata: str | None = "data/metadata.jsonl"
+    resolution: int = Field(512, ge=16, le=4096, multiple_of=8)
+    resize: Literal["crop", "pad", "stretch"] = "crop"
+    few_at_most: int = Field(2, ge=0)  # Sec. 4.1: each minority class has 2 images
+    many_at_least: int = Field(20, ge=1)
+    max_unreadable: float = Field(0.05, ge=0, le=1, json_schema_extra=OPERATIONAL)
+
+    @model_validator(mode="after")
+    def _groups_do_not_overlap(self) -> DataConfig:
+        if self.many_at_least <= self.few_at_most:
+            raise ValueError("many_at_least must be larger than few_at_most")
+        return self
+
+
+class CaptionConfig(Section):
+    """What each photo's caption says, and under which name."""
+
+    captioner: str = "template"
+    prompts: tuple[str, ...] = ("An image of {name}.", "A photo of {name}.", "A portrait of {name}.")
+    names: Literal["generic", "keep"] = "generic"  # Sec. 4.1: real names are replaced by random ones
+    batch_size: int = Field(4, ge=1, json_schema_extra=OPERATIONAL)
+
+
+class IndexConfig(Section):
+    """Image embeddings and the neighbours drawn from them (Eq. 8)."""
+
+    extractor: str = "hf:facebook/dinov2-base#cls"
+    k: int = Field(5, ge=1)
+    batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
+
+
+class DensityConfig(Section):
+    """The text density of Eqs. (10) and (11)."""
+
+    text: Literal["caption", "prompt"] = "caption"
+    scale: Literal["standardised", "literal"] = "standardised"
+    temperature: float = Field(1.0, gt=0)
+    mean: float = Field(1.0, gt=0)  # mean of psi's inverse density over the training set
+    bound: Literal["elbo", "iwae"] = "elbo"  # Eq. (10)
+    samples: int = Field(64, ge=1)
+    latent_dim: int = Field(16, ge=1)
+    hidden_dim: int = Field(256, ge=1)
+    steps: int | None = Field(None, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+
+
+class TrainConfig(Section):
+    """The fine-tuning run: objective, sampling, optimizer, checkpoints."""
+
+    method: Method = "pogdiff"
+    a1: float = Field(1.0, ge=0)  # Eq. (9), footnote 3
+    a2: float = Field(1.0, ge=0)  # Eq. (9), footnote 3
+    a3: float = Field(1.0, gt=0)  # Eq. (11)
+    psi_terms: tuple[PsiTerm, ...] = ("img_sim", "inv_density")  # Eq. (7), Table 5
+    neighbour_grad: Literal["both", "stop"] = "both"  # Alg. 1, line 10
+    roulette: float | None = Field(None, gt=0)
+    sampling: Sampling = "natural"
+    loss_weight: Literal["none", "inverse_sqrt"] = "none"
+    cbdm_tau: float = Field(1.0, ge=0)
+    cbdm_gamma: float = Field(0.25, ge=0)
+    cbdm_uniform: Literal["record", "identity"] = "record"
+    cbdm_drop: float = Field(0.1, ge=0, le=1)
+    t2h_temperature: float = Field(1.0, gt=0)
+
+    tuning: Literal["full", "lora"] = "full"
+    rank: int = Field(16, ge=1)
+    lora_alpha: float | None = Field(None, gt=0)
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+
+    max_train_steps: int = Field(6000, ge=1)  # Sec. 4.1: 6,000 for the small and medium sets, 12,000 for large
+    train_batch_size: int = Field(8, ge=1)  # Sec. 4.1, per device
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-5, gt=0)  # Sec. 4.1
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = "constant"
+    lr_warmup_steps: int = Field(0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    adam_weight_decay: float = Field(1e-2, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    gradient_checkpointing: bool = False
+    channels_last: bool = True
+    compile: bool = False
+    snr_gamma: float | None = Field(None, gt=0)
+    noise_offset: float = Field(0.0, ge=0)
+    caption_dropout: float = Field(0.1, ge=0, le=1)
+    random_flip: bool = False
+    use_ema: bool = False
+    ema_decay: float = Field(0.999, gt=0, lt=1)
+
+    checkpointing_steps: int = Field(500, ge=1, json_schema_extra=OPERATIONAL)
+    checkpoints_total_limit: int | None = Field(2, ge=1, json_schema_extra=OPERATIONAL)
+    resume_from_checkpoint: str = Field("latest", json_schema_extra=OPERATIONAL)
+    validation_steps: int | None = Field(None, ge=1, json_schema_extra=OPERATIONAL)
+    validation_identities: int = Field(4, ge=1, json_schema_extra=OPERATIONAL)
+    logging_steps: int = Field(10, ge=1, json_schema_extra=OPERATIONAL)
+    report_to: tuple[Literal["tensorboard"], ...] = Field((), json_schema_extra=OPERATIONAL)
+    dataloader_num_workers: int = Field(0, ge=0, json_schema_extra=OPERATIONAL)
+
+    @field_validator("resume_from_checkpoint")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value:
+            raise ValueError("write 'latest', 'none' or a checkpoint folder")
+        return value
+
+
+class SampleConfig(Section):
+    """What is generated for evaluation: one prompt an identity, many seeds."""
+
+    prompt: str = "An image of {name}."  # Sec. 4.1
+    images_per_identity: int = Field(100, ge=1)  # Sec. 4.1, all-shot
+    num_inference_steps: int = Field(50, ge=1)  # Sec. 4.1
+    guidance_scale: float = Field(7.5, ge=0)
+    eta: float = Field(0.0, ge=0, le=1)
+    scheduler: Literal["ddim", "native"] = "ddim"  # Sec. 4.1
+    batch_size: int = Field(8, ge=1, json_schema_extra=OPERATIONAL)
+
+    @field_validator("prompt")
+    @classmethod
+    def _names_someone(cls, value: str) -> str:
+        if "{name}" not in value:
+            raise ValueError("must contain {name}")
+        return value
+
+
+class EvaluateConfig(Section):
+    """Which scores, computed from which features, judged how."""
+
+    metrics: tuple[Metric, ...] = ("fid", "dino", "recall", "identity", "bleed", "copy")
+    face: str = "dlib"
+    dino: str = "hf:facebook/dino-vits16#cls"
+    recall_threshold: float = Field(0.9, gt=0, lt=1)  # App. E
+    copy_threshold: float = Field(0.98, gt=0, lt=1)
+    true_set: Literal["heldout", "exact"] = "exact"  # Sec. 4.1: all images of the identity
+    bootstrap: int = Field(2000, ge=100)
+    gates: dict[str, str] = Field(default_factory=dict)
+    batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
+
+
+class Config(Section):
+    """All of ``pogdiff.yaml``."""
+
+    pretrained_model_name_or_path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: DataConfig = DataConfig()
+    caption: CaptionConfig = CaptionConfig()
+    index: IndexConfig = IndexConfig()
+    density: DensityConfig = DensityConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    extractors: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    runs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+def dotted(section: BaseModel, prefix: str, *, operational: Literal["with", "without"]) -> dict[str, Any]:
+    """Every key below ``section`` as ``prefix.key``, JSON values; ``without`` leaves out operational keys."""
+    values: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        extra = info.json_schema_extra
+        if operational == "without" and isinstance(extra, dict) and extra.get("operational"):
+            continue
+        path = f"{prefix}.{name}" if prefix else name
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            values |= dotted(value, path, operational=operational)
+        else:
+            values[path] = list(value) if isinstance(value, tuple) else value
+    return values

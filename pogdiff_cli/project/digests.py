@@ -1,0 +1,73 @@
+"""sha256 of values, files and folders; what has not changed on disk is not read twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pogdiff_cli.project.atomic import HIDDEN, write_text
+
+PREFIX = "sha256:"
+
+
+def digest_value(value: Any) -> str:
+    """Digest of a JSON-able value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return PREFIX + hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_bytes(path: Path) -> str:
+    """Digest of one file's bytes."""
+    with path.open("rb") as file:
+        return PREFIX + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Digests:
+    """Digests of files and folders, remembered by size, change time and inode in one JSON file."""
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self._cache = cache
+        self._known: dict[str, list[Any]] = _read(cache)
+        self._changed = False
+
+    def of(self, path: Path) -> str | None:
+        """Digest of a file, or of a folder's relative paths and contents; None if there is nothing."""
+        if path.is_dir():
+            entries = [
+                (item.relative_to(path).as_posix(), self._file(item))
+                for item in sorted(path.rglob("*"))
+                if item.is_file() and HIDDEN not in item.as_posix()
+            ]
+            return digest_value(entries)
+        return self._file(path) if path.is_file() else None
+
+    def save(self) -> None:
+        """Write what was learnt; losing it costs only time."""
+        if self._cache is not None and self._changed:
+            write_text(self._cache, json.dumps(self._known))
+            self._changed = False
+
+    def _file(self, path: Path) -> str:
+        status = path.stat()
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        known = self._known.get(str(path))
+        if known is not None and known[:-1] == stamp:
+            return str(known[-1])
+        digest = digest_bytes(path)
+        self._known[str(path)] = [*stamp, digest]
+        self._changed = True
+        return digest
+
+
+def _read(cache: Path | None) -> dict[str, list[Any]]:
+    if cache is None or not cache.is_file():
+        return {}
+    try:
+        known = json.loads(cache.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return {}  # only a memory of what can be computed again
+    if not isinstance(known, dict):
+        return {}
+    return {key: value for key, value in known.items() if isinstance(value, list) and len(value) == 5}

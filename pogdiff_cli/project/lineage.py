@@ -1,0 +1,201 @@
+"""What each stage reads, and why one is stale: the digests the manifest records against those of today."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pogdiff_cli.project.config import Config, dotted
+from pogdiff_cli.project.layout import Project
+from pogdiff_cli.project.manifest import StageRecord
+
+#: Keys of ``train`` that only one method reads; the others' never make its run stale.
+_METHOD_KEYS = {
+    "pogdiff": {"a1", "a2", "a3", "psi_terms", "neighbour_grad", "roulette"},
+    "cbdm": {"cbdm_tau", "cbdm_gamma", "cbdm_uniform", "cbdm_drop"},
+    "t2h": {"t2h_temperature"},
+    "vanilla": set(),
+}
+_LORA_KEYS = {"rank", "lora_alpha", "lora_targets"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage as it would run today.
+
+    ``inputs`` maps a name to the project-relative path that holds it, or to None for ``data`` and ``model``,
+    whose digests come from the images and the weights. ``outputs`` are project-relative paths.
+    """
+
+    key: str
+    parameters: dict[str, Any]
+    inputs: dict[str, str | None]
+    outputs: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    model_parts: tuple[str, ...] = ()  # components of the pipeline that count; all where empty
+
+    @property
+    def stage(self) -> str:
+        """The command's name."""
+        return self.key.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freshness:
+    """Whether a stage is up to date; ``reasons`` says what changed, and is empty when it is."""
+
+    key: str
+    reasons: tuple[str, ...] = field(default=())
+
+    @property
+    def fresh(self) -> bool:
+        """True when nothing has to be done."""
+        return not self.reasons
+
+
+def plan_caption(config: Config) -> StagePlan:
+    """Captions and names from images and metadata."""
+    return StagePlan(
+        key="caption",
+        parameters=_pick(config, "seed", "caption", "pretrained_model_name_or_path"),
+        inputs={"data": None},
+        outputs=("artifacts/captions.jsonl", "artifacts/names.yaml"),
+    )
+
+
+def plan_index(config: Config) -> StagePlan:
+    """Embeddings and neighbours of the training images."""
+    return StagePlan(
+        key="index",
+        parameters=_pick(config, "index") | extractor_options(config, config.index.extractor),
+        inputs={"data": None},
+        outputs=("artifacts/index",),
+    )
+
+
+def plan_density(config: Config) -> StagePlan:
+    """Text VAE and log density of each training caption."""
+    prompt = ("sample.prompt",) if config.density.text == "prompt" else ()
+    return StagePlan(
+        key="fit-density",
+        parameters=_pick(config, "seed", "density", "pretrained_model_name_or_path", *prompt),
+        inputs={"captions": "artifacts/captions.jsonl", "names": "artifacts/names.yaml", "model": None},
+        outputs=("artifacts/density",),
+        after=("caption",),
+        model_parts=("text_encoder", "tokenizer"),
+    )
+
+
+def plan_train(config: Config, run: str) -> StagePlan:
+    """One fine-tuning run; what it reads depends on its method."""
+    train = config.train
+    method = train.method
+    inputs: dict[str, str | None] = {"data": None, "model": None, "captions": "artifacts/captions.jsonl"}
+    after = ["caption"]
+    if method == "pogdiff":
+        inputs["index"] = "artifacts/index"
+        after.append("index")
+    if (method == "pogdiff" and "inv_density" in train.psi_terms) or method == "t2h":
+        inputs["density"] = "artifacts/density"
+        after.append("fit-density")
+    ignored = {f"train.{key}" for other, keys in _METHOD_KEYS.items() if other != method for key in keys}
+    if train.tuning == "full":
+        ignored |= {f"train.{key}" for key in _LORA_KEYS}
+    shape = ("density.scale", "density.temperature", "density.mean") if "density" in inputs else ()
+    wanted = _pick(config, "seed", "train", "data.resolution", "data.resize", "pretrained_model_name_or_path", *shape)
+    return StagePlan(
+        key=f"runs/{run}/train",
+        parameters={key: value for key, value in wanted.items() if key not in ignored},
+        inputs=inputs,
+        outputs=(f"runs/{run}/final",),
+        after=tuple(after),
+    )
+
+
+def plan_sample(config: Config, run: str) -> StagePlan:
+    """Generated images of one run."""
+    return StagePlan(
+        key=f"runs/{run}/sample",
+        parameters=_pick(config, "seed", "sample", "data.resolution"),
+        inputs={"final": f"runs/{run}/final", "names": "artifacts/names.yaml", "model": None},
+        outputs=(f"runs/{run}/samples",),
+        after=(f"runs/{run}/train",),
+    )
+
+
+def plan_evaluate(config: Config, run: str) -> StagePlan:
+    """Scores of one run."""
+    options = extractor_options(config, config.evaluate.face) | extractor_options(config, config.evaluate.dino)
+    groups = ("data.few_at_most", "data.many_at_least")
+    return StagePlan(
+        key=f"runs/{run}/evaluate",
+        parameters=_pick(config, "seed", "evaluate", *groups) | options,
+        inputs={"data": None, "samples": f"runs/{run}/samples"},
+        outputs=(f"runs/{run}/evaluation/scores.json",),
+        after=(f"runs/{run}/sample",),
+    )
+
+
+def plan_run(config: Config, run: str) -> tuple[StagePlan, ...]:
+    """All stages of one run in order."""
+    return (
+        plan_caption(config),
+        plan_index(config),
+        plan_density(config),
+        plan_train(config, run),
+        plan_sample(config, run),
+        plan_evaluate(config, run),
+    )
+
+
+def freshness(
+    project: Project, plan: StagePlan, inputs: Mapping[str, str], upstream: Mapping[str, Freshness]
+) -> Freshness:
+    """Compare ``plan`` and today's ``inputs`` (name to digest) with what the manifest records."""
+    waits = [key for key in plan.after if key in upstream and not upstream[key].fresh]
+    record = project.manifest().record(plan.key)
+    reasons = tuple(_differences(project, plan, inputs, record))
+    if waits and record is not None:
+        reasons += tuple(f"{key} is not up to date" for key in waits)
+    return Freshness(key=plan.key, reasons=reasons)
+
+
+def extractor_options(config: Config, spec: str) -> dict[str, Any]:
+    """The options in ``extractors`` that apply to one extractor, as parameters."""
+    options = config.extractors.get(spec, config.extractors.get(spec.split(":", 1)[0], {}))
+    return {f"extractors.{spec}.{key}": value for key, value in sorted(options.items())}
+
+
+def _differences(project: Project, plan: StagePlan, inputs: Mapping[str, str], record: StageRecord | None) -> list[str]:
+    if record is None:
+        return ["has not been run"]
+    if record.state != "done":
+        return ["did not finish"]
+    reasons = [
+        f"{key}: {_short(record.parameters.get(key))} -> {_short(plan.parameters.get(key))}"
+        for key in sorted({*record.parameters, *plan.parameters})
+        if record.parameters.get(key) != plan.parameters.get(key)
+    ]
+    reasons += [
+        f"{name} changed" for name in sorted({*record.inputs, *inputs}) if record.inputs.get(name) != inputs.get(name)
+    ]
+    for path in plan.outputs:
+        digest = project.digests.of(project.root / path)
+        if digest is None:
+            reasons.append(f"{path} is missing")
+        elif digest != record.outputs.get(path):
+            reasons.append(f"{path} was changed by hand")
+    return reasons
+
+
+def _pick(config: Config, *prefixes: str) -> dict[str, Any]:
+    everything = dotted(config, "", operational="without")
+    return {
+        key: value for key, value in everything.items() if any(key == p or key.startswith(f"{p}.") for p in prefixes)
+    }
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

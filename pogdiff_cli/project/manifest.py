@@ -1,0 +1,125 @@
+"""``manifest.yaml``: the program's facts. Which stage made what, from what, with what, on which devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.project.atomic import write_text
+from pogdiff_cli.project.yaml_reader import read_yaml
+
+SCHEMA = 1
+_HEADER = "# Written by pogdiff: facts about what was made, from what and how. Change pogdiff.yaml instead.\n"
+
+
+class Fact(BaseModel):
+    """A part of the manifest; unknown keys are damage, not extensions."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Device(Fact):
+    """One device that a stage ran on."""
+
+    kind: Literal["cuda", "cpu", "mps"]
+    index: int = 0
+    name: str = ""
+    uuid: str = ""
+    memory_bytes: int = 0
+    compute_capability: str = ""
+    driver: str = ""
+
+
+class StageRecord(Fact):
+    """One stage: how it was asked for, what it read and wrote (path or name to digest), how it ended."""
+
+    command: str
+    state: Literal["running", "done", "failed"]
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)
+    outputs: dict[str, str] = Field(default_factory=dict)
+    devices: list[str] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
+    started: str = ""
+    duration_seconds: float = 0.0
+    facts: dict[str, Any] = Field(default_factory=dict)
+
+
+class Manifest(Fact):
+    """The whole file. ``stages`` by stage name; ``runs`` by run name, then by stage name."""
+
+    schema_version: int = SCHEMA
+    pogdiff: str = ""
+    project: str = ""
+    devices: list[Device] = Field(default_factory=list)
+    quarantine: dict[str, str] = Field(default_factory=dict)
+    stages: dict[str, StageRecord] = Field(default_factory=dict)
+    runs: dict[str, dict[str, StageRecord]] = Field(default_factory=dict)
+
+    def record(self, key: str) -> StageRecord | None:
+        """The record of ``caption`` or of ``runs/NAME/train``."""
+        if key.startswith("runs/"):
+            _, run, stage = key.split("/", 2)
+            return self.runs.get(run, {}).get(stage)
+        return self.stages.get(key)
+
+    def put(self, key: str, record: StageRecord) -> None:
+        """Set the record of ``caption`` or of ``runs/NAME/train``."""
+        if key.startswith("runs/"):
+            _, run, stage = key.split("/", 2)
+            self.runs.setdefault(run, {})[stage] = record
+        else:
+            self.stages[key] = record
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check; raises PogdiffError where the file is damaged or from a newer version."""
+    document = read_yaml(path)
+    values = document.values if isinstance(document.values, dict) else {}
+    version = values.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA:
+        raise PogdiffError(
+            f"{path} has schema {version}; this pogdiff knows up to {SCHEMA}.",
+            hint="Install the newer pogdiff that wrote it.",
+            exit_code=Exit.FAILURE,
+        )
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise PogdiffError(
+            f"{path} is damaged at '{place}': {first['msg']}.",
+            hint="Restore it from a backup, or delete it: stages then run again.",
+            exit_code=Exit.FAILURE,
+        ) from None
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Replace the file, whole or not at all."""
+    text = yaml.dump(manifest.model_dump(mode="json"), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
+    write_text(path, _HEADER + text)
+
+
+class _Plain(yaml.SafeDumper):
+    """Dumps without anchors, and quotes text that our reader would take for a number."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        del data
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = '"' if _reads_as_something_else(value) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+def _reads_as_something_else(value: str) -> bool:
+    return value in ("", "~", "null", "true", "false") or value[:1] in "+-.0123456789"
+
+
+_Plain.add_representer(str, _text)

@@ -1,0 +1,1 @@
+"""Numbers and pictures made readable: one HTML file, tables, contact sheets."""

@@ -1,0 +1,1 @@
+"""One module a command: require inputs, call, write, record."""

