@@ -103,9 +103,7 @@ def test_iwae_lies_between_the_elbo_and_the_marginal_likelihood() -> None:
     mean, variance = model.posterior_mean + 0.3, model.posterior_variance * 1.5
     elbo, iwae = (model.bound(mean, variance, kind, samples=4096) for kind in BOUNDS)
     assert (iwae > elbo + 0.05).all()
-    np.testing.assert_allclose(
-        iwae, model.log_p(), atol=0.02
-    )  # 4096 draws, a posterior of nearly the right shape
+    np.testing.assert_allclose(iwae, model.log_p(), atol=0.02)  # 4096 draws, a posterior of nearly the right shape
 
 
 def test_iwae_is_at_least_the_elbo_for_every_caption_of_a_network() -> None:
@@ -264,9 +262,7 @@ def test_a_missing_density_and_a_damaged_one_are_told_apart(tmp_path: Path) -> N
         TextVae.load(tmp_path / "vae.safetensors")
     assert damaged.value.exit_code is Exit.DATA
     sizes = json.dumps({"embedding_dim": 4})
-    save_file(
-        {"encoder.0.weight": torch.zeros(2, 2)}, tmp_path / "vae.safetensors", metadata={"text_vae": sizes}
-    )
+    save_file({"encoder.0.weight": torch.zeros(2, 2)}, tmp_path / "vae.safetensors", metadata={"text_vae": sizes})
     with pytest.raises(PogdiffError, match="not a text density"):
         TextVae.load(tmp_path / "vae.safetensors")
 
@@ -295,9 +291,7 @@ def test_diagnostics_warn_when_the_tail_is_not_seen_and_when_the_weights_are_fla
     assert reversed_order.warning is not None
     assert "does not see the tail" in reversed_order.warning
     seen = np.log(counts) + np.arange(10) * 1e-3
-    flat = density_diagnostics(
-        seen, counts, counts <= 2, inverse_density=inverse_text_density(seen, temperature=0.0)
-    )
+    flat = density_diagnostics(seen, counts, counts <= 2, inverse_density=inverse_text_density(seen, temperature=0.0))
     assert flat.ratio == 1.0
     assert flat.warning is not None
     assert "nearly flat" in flat.warning

@@ -122,10 +122,7 @@ def test_standardised_inverse_density_has_the_mean_asked_for_and_a3_divides_it()
 
 def test_rare_caption_outweighs_common_one_and_a_higher_temperature_widens_the_gap() -> None:
     logp = np.array([0.0, 0.1, -0.1, 0.2, -0.3])
-    ratios = [
-        (w := inverse_text_density(logp, temperature=temperature))[4] / w[3]
-        for temperature in (0.0, 0.5, 1.0)
-    ]
+    ratios = [(w := inverse_text_density(logp, temperature=temperature))[4] / w[3] for temperature in (0.0, 0.5, 1.0)]
     assert ratios[0] == 1.0
     assert 1.0 < ratios[1] < ratios[2]
 
@@ -149,12 +146,8 @@ def test_psi_is_the_product_of_its_terms_and_a_term_left_out_is_one() -> None:
     s, same = np.array([[0.4, 0.5], [-0.1, 0.8]]), np.array([[True, False], [True, True]])
     inverse = np.array([[2.0], [3.0]])
     np.testing.assert_allclose(psi(s, same, inverse), [[0.8, 0.5], [0.0, 2.4]], rtol=1e-14)
-    np.testing.assert_allclose(
-        psi(s, same, inverse, terms=["img_sim"]), [[0.4, 0.25], [0.0, 0.8]], rtol=1e-14
-    )
-    np.testing.assert_allclose(
-        psi(s, same, inverse, terms=["inv_density"]), [[2.0, 2.0], [3.0, 3.0]], rtol=1e-14
-    )
+    np.testing.assert_allclose(psi(s, same, inverse, terms=["img_sim"]), [[0.4, 0.25], [0.0, 0.8]], rtol=1e-14)
+    np.testing.assert_allclose(psi(s, same, inverse, terms=["inv_density"]), [[2.0, 2.0], [3.0, 3.0]], rtol=1e-14)
     np.testing.assert_array_equal(psi(s, same, inverse, terms=[]), np.ones((2, 2)))
 
 
@@ -251,9 +244,7 @@ def test_transfer_draws_by_the_posterior_over_the_candidates() -> None:
     x0 = torch.tensor([[0.0], [1.5]], dtype=torch.float64)
     abar = torch.tensor([0.4, 0.4], dtype=torch.float64)
     x_t = torch.tensor([[0.5], [0.5]], dtype=torch.float64)
-    likelihood = torch.exp(
-        -0.5 * (x_t[0] - abar[0].sqrt() * x0[:, 0]).square() / (1.0 - abar[0])
-    )  # q(x_t | x0_j)
+    likelihood = torch.exp(-0.5 * (x_t[0] - abar[0].sqrt() * x0[:, 0]).square() / (1.0 - abar[0]))  # q(x_t | x0_j)
     edge = (likelihood[0] / likelihood.sum()).item()
     equal = torch.zeros(2)
     below = oriented_transfer(x_t, x0, abar, equal, torch.full((2,), edge - 1e-9, dtype=torch.float64))
@@ -276,6 +267,4 @@ def test_transferred_noise_leads_from_the_other_record_to_the_same_x_t() -> None
     a = abar.reshape(4, 1, 1)
     again = a.sqrt() * other + (1.0 - a).sqrt() * transferred_noise(x_t, other, abar)
     torch.testing.assert_close(again, x_t, rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(
-        transferred_noise(x_t, x0, abar), normal(4, 3, 2, seed=1), rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(transferred_noise(x_t, x0, abar), normal(4, 3, 2, seed=1), rtol=1e-12, atol=1e-12)

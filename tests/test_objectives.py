@@ -55,7 +55,7 @@ def condition(rows: int, *, seed: int) -> Condition:
     return {"text": normal(rows, D, seed=seed), "pooled": normal(rows, D, seed=seed + 1)}
 
 
-def a_batch(**changes: Any) -> Batch:  # noqa: ANN401 (one field each)
+def a_batch(**changes: Any) -> Batch:
     x0, noise = normal(B, D, seed=0), normal(B, D, seed=1)
     a = ABAR[:, None]
     batch = Batch(
@@ -144,9 +144,7 @@ def test_a_row_without_a_neighbour_term_has_the_gradient_of_psi_zero() -> None:
     zeros = a_batch(neighbour_psi=torch.zeros(B, dtype=torch.float64).index_copy(0, rows, PSI[rows]))
     for grad in GRADS:
         objective = make_objective("pogdiff", neighbour_grad=grad)
-        torch.testing.assert_close(
-            gradient(objective, some), gradient(objective, zeros), rtol=1e-12, atol=1e-13
-        )
+        torch.testing.assert_close(gradient(objective, some), gradient(objective, zeros), rtol=1e-12, atol=1e-13)
 
 
 def test_stop_is_regression_to_the_mean_of_the_product_of_gaussians() -> None:
@@ -183,9 +181,7 @@ def test_roulette_estimates_the_exact_gradient_without_bias() -> None:
 
 @pytest.mark.parametrize("grad", GRADS)
 @pytest.mark.parametrize("kind", ["v_prediction", "flow"])
-def test_a_change_of_parametrisation_keeps_the_direction_of_the_gradient(
-    grad: NeighbourGrad, kind: str
-) -> None:
+def test_a_change_of_parametrisation_keeps_the_direction_of_the_gradient(grad: NeighbourGrad, kind: str) -> None:
     abar = torch.full((B,), 0.6, dtype=torch.float64)
     if kind == "v_prediction":  # eps = alpha v + sigma x_t
         alpha, sigma = abar[0].sqrt(), (1.0 - abar[0]).sqrt()
@@ -208,9 +204,7 @@ def test_a_change_of_parametrisation_keeps_the_direction_of_the_gradient(
         return objective(epsilon, as_epsilon).value
 
     native_gradient = gradient(objective, native)
-    torch.testing.assert_close(
-        gradient_of(loss_of_epsilon), scale.square() * native_gradient, rtol=1e-11, atol=1e-12
-    )
+    torch.testing.assert_close(gradient_of(loss_of_epsilon), scale.square() * native_gradient, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["vanilla", "pogdiff", "cbdm"])

@@ -184,9 +184,8 @@ class Trainer:
             if not torch.isfinite(loss.value):
                 return self._skip("loss")
             self.scaler.scale(loss.value).backward()
-            share = len(host.rows) / rows
-            for name, value in loss.parts.items():
-                parts[name] = parts.get(name, torch.zeros_like(value)) + share * value
+            for name, value in loss.parts.items():  # they add up over micro-batches, as the loss does
+                parts[name] = parts.get(name, torch.zeros_like(value)) + value
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(list(self.trainable.values()), self.train.max_grad_norm)
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
