@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-# Before any library reads them: no test touches the network, and none spreads over all cores.
+# Before any library reads them: no test touches the network, spreads over all cores or draws bars.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ |= {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 from collections.abc import Callable
 from dataclasses import dataclass

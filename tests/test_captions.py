@@ -50,9 +50,7 @@ def test_a_prompt_whose_attribute_is_missing_is_no_candidate() -> None:
 
 
 def test_photos_of_one_identity_share_a_wording_only_when_prompts_run_out() -> None:
-    requests = [
-        request(number, identity, pose="left", mouth="open") for identity in ("a", "b") for number in range(8)
-    ]
+    requests = [request(number, identity, pose="left", mouth="open") for identity in ("a", "b") for number in range(8)]
     captions = template_captions(PROMPTS, requests, seed=3)
     for person in (captions[:8], captions[8:]):
         assert len(set(person[:4])) == 4
@@ -88,9 +86,7 @@ def test_an_image_that_no_prompt_fits_is_named() -> None:
         ("{name", "cannot be read"),
     ],
 )
-def test_a_prompt_that_cannot_be_filled_is_refused_before_anything_is_written(
-    prompt: str, message: str
-) -> None:
+def test_a_prompt_that_cannot_be_filled_is_refused_before_anything_is_written(prompt: str, message: str) -> None:
     with pytest.raises(PogdiffError, match=message) as caught:
         check_prompts(["{name}", prompt], ["pose"])
     assert caught.value.exit_code == Exit.USAGE
@@ -171,9 +167,7 @@ def test_a_bad_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path) ->
         assert caught.value.exit_code == Exit.DATA
 
 
-def test_a_captioner_of_ones_own_runs_only_when_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_captioner_of_ones_own_runs_only_when_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_captioner.py").write_text(
         "def describe(images, requests):\n"
         "    return [f'{r.name}  {i.width}\\npx' for i, r in zip(images, requests)]\n"
@@ -187,9 +181,7 @@ def test_a_captioner_of_ones_own_runs_only_when_allowed(
     assert captioner.name == "py:my_captioner:describe"
     assert captioner.describe([Image.new("RGB", (7, 5))], [request()]) == ["Lukas 7 px"]
     with pytest.raises(PogdiffError, match="one string a picture"):
-        load_captioner("py:my_captioner:short", opts=allowed).describe(
-            [Image.new("RGB", (7, 5))], [request()]
-        )
+        load_captioner("py:my_captioner:short", opts=allowed).describe([Image.new("RGB", (7, 5))], [request()])
     for spec, code in (
         ("py:my_captioner:absent", Exit.MISSING),
         ("py:absent", Exit.USAGE),

@@ -97,8 +97,7 @@ def test_any_split_of_the_batch_draws_the_same_records(sampling: str, global_bat
     slots = np.arange(global_batch)
     for step in (0, 3, 17):
         parts = [
-            RecordSampler(IDENTITY, sampling, 5).rows(step, part, global_batch)
-            for part in np.array_split(slots, 3)
+            RecordSampler(IDENTITY, sampling, 5).rows(step, part, global_batch) for part in np.array_split(slots, 3)
         ]
         assert np.array_equal(whole.rows(step, slots, global_batch), np.concatenate(parts))
 

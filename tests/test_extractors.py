@@ -113,9 +113,7 @@ def test_dlib_describes_the_chip_of_each_picture_in_order(faces: FakeFaces, weig
         assert np.array_equal(vector, chip[75, :128, 0].astype(np.float32))
 
 
-def test_the_largest_face_is_aligned_and_a_picture_without_one_is_missing(
-    faces: FakeFaces, weights: Path
-) -> None:
+def test_the_largest_face_is_aligned_and_a_picture_without_one_is_missing(faces: FakeFaces, weights: Path) -> None:
     options = {"weights": weights, "aligner": "landmarks", "predictor": weights}
     extractor = load_extractor("dlib", opts=options)
     found = extractor.embed([Image.new("RGB", (20, 20), shade) for shade in ("white", "black", "white")])
@@ -206,24 +204,18 @@ def vits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     processor = ViTImageProcessorPil(size=size)
     models: dict[str, Any] = {
         "vit": ViTModel(ViTConfig(**small, image_size=32, patch_size=8)),
-        "vit_without_pooler": ViTModel(
-            ViTConfig(**small, image_size=32, patch_size=8), add_pooling_layer=False
-        ),
+        "vit_without_pooler": ViTModel(ViTConfig(**small, image_size=32, patch_size=8), add_pooling_layer=False),
         "registers": Dinov2WithRegistersModel(
             Dinov2WithRegistersConfig(**small, image_size=32, patch_size=8, num_register_tokens=4)
         ),
-        "resnet": ResNetModel(
-            ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-        ),
+        "resnet": ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")),
     }
     for name, model in models.items():
         model.save_pretrained(root / name)
         processor.save_pretrained(root / name)
     vision = {**small, "image_size": 32, "patch_size": 8}
     text = {**small, "vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)).save_pretrained(
-        root / "clip"
-    )
+    CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)).save_pretrained(root / "clip")
     clip = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)
     clip.save_pretrained(root / "clip")
     return root
@@ -290,9 +282,7 @@ def test_the_batch_size_changes_nothing_but_rounding(vits: Path) -> None:
     assert extractor.embed([]).vectors.shape == (0, 16)
 
 
-def test_the_digest_of_a_model_is_that_of_its_weights_and_not_of_its_place(
-    vits: Path, tmp_path: Path
-) -> None:
+def test_the_digest_of_a_model_is_that_of_its_weights_and_not_of_its_place(vits: Path, tmp_path: Path) -> None:
     import shutil
 
     copy = Path(shutil.copytree(vits / "vit", tmp_path / "elsewhere"))
@@ -397,9 +387,7 @@ def test_a_graph_of_any_size_asks_for_one(tmp_path: Path) -> None:
         ({"sdt": 1}, "Did you mean 'std'"),
     ],
 )
-def test_a_mistake_in_onnx_options_is_refused(
-    tmp_path: Path, options: dict[str, object], message: str
-) -> None:
+def test_a_mistake_in_onnx_options_is_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
     path = write_onnx(tmp_path / "tiny.onnx", ["b", 3, 16, 16])
     with pytest.raises(PogdiffError, match=message):
         load_extractor(f"onnx:{path}", opts=options)

@@ -39,9 +39,7 @@ def test_decoding_never_lifts_pillows_limits(tmp_path: Path) -> None:
 def test_sixteen_bit_grey_is_rescaled_and_not_saturated() -> None:
     levels = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     for form in ("PNG", "TIFF", "PPM"):
-        decoded = decode_bytes(
-            encoded(Image.fromarray(levels), form), "x" + {"PNG": ".png"}.get(form, ".tif")
-        )
+        decoded = decode_bytes(encoded(Image.fromarray(levels), form), "x" + {"PNG": ".png"}.get(form, ".tif"))
         assert np.asarray(decoded.image)[0, :, 0].tolist() == [0, 1, 128, 255]
 
 

@@ -84,9 +84,7 @@ def test_a_second_scan_decodes_nothing_and_says_the_same(
     first = scan(records, root, cache=cache)
     decoded: list[str] = []
     original = scan_module.decode_bytes
-    monkeypatch.setattr(
-        scan_module, "decode_bytes", lambda data, name: (decoded.append(name), original(data, name))[1]
-    )
+    monkeypatch.setattr(scan_module, "decode_bytes", lambda data, name: (decoded.append(name), original(data, name))[1])
     second = scan(records, root, cache=cache)
     assert decoded == []
     assert second.sha256 == first.sha256
@@ -99,9 +97,7 @@ def test_a_second_scan_decodes_nothing_and_says_the_same(
     assert third.sizes[6].tolist() == [31, 20]
 
 
-def test_a_file_replaced_at_the_same_size_and_time_is_read_again(
-    project: tuple[Records, Path], tmp_path: Path
-) -> None:
+def test_a_file_replaced_at_the_same_size_and_time_is_read_again(project: tuple[Records, Path], tmp_path: Path) -> None:
     records, root = project
     cache = tmp_path / "scan.jsonl"
     path = root / "cy" / "0.png"
@@ -154,9 +150,7 @@ def test_the_digest_sees_every_change_but_not_the_order(project: tuple[Records, 
         records_of(records.file_names, texts=["x"] * 7, heldout=records.heldout),
         records_of(records.file_names, texts=records.texts),
         records_of(records.file_names, ["ada"] * 7, texts=records.texts, heldout=records.heldout),
-        records_of(
-            records.file_names, texts=records.texts, heldout=records.heldout, attributes={"pose": ["l"] * 7}
-        ),
+        records_of(records.file_names, texts=records.texts, heldout=records.heldout, attributes={"pose": ["l"] * 7}),
     ]
     assert len({base, *(digest_of(other, scan(other, root)) for other in changed)}) == 5
     # the cut file is no part of it
@@ -260,9 +254,7 @@ def test_near_copies_agree_with_comparing_all_pairs() -> None:
     values += [int(value) for value in rng.integers(2**62, size=30)]
     for distance in (0, 2, 7):
         grouped = {
-            n
-            for group in near_copies(((str(i), v) for i, v in enumerate(values)), distance=distance)
-            for n in group
+            n for group in near_copies(((str(i), v) for i, v in enumerate(values)), distance=distance) for n in group
         }
         close = {
             str(i)

@@ -10,9 +10,7 @@ from pogdiff_cli.data.draws import Stream, uniform
 from pogdiff_cli.data.pairs import Pairs
 
 SIMILARITIES = np.array([[0.9, 0.6, 0.3, 0.0]] * 5, dtype=np.float32)
-WEIGHTS = SIMILARITIES.astype(np.float64) / SIMILARITIES.sum(
-    axis=1, keepdims=True, dtype=np.float64
-)  # Eq. (8)
+WEIGHTS = SIMILARITIES.astype(np.float64) / SIMILARITIES.sum(axis=1, keepdims=True, dtype=np.float64)  # Eq. (8)
 ROWS = np.array([[other for other in range(5) if other != row] for row in range(5)])
 
 

@@ -72,8 +72,7 @@ def test_jsonl_csv_and_parquet_of_the_same_rows_give_the_same_records(images: Pa
     jsonl = write_jsonl(tmp_path / "m.jsonl", *rows)
     csv = tmp_path / "m.csv"
     csv.write_text(
-        'file_name,identity,text,split,pose\ns1/a.png,"Zoë, the 1st","a ""photo""",train,left\n'
-        "s2/a.png,Bo,,heldout,\n",
+        'file_name,identity,text,split,pose\ns1/a.png,"Zoë, the 1st","a ""photo""",train,left\ns2/a.png,Bo,,heldout,\n',
         encoding="utf-8",
     )
     parquet = tmp_path / "m.parquet"
@@ -104,9 +103,7 @@ def test_a_damaged_parquet_file_is_bad_data(images: Path, tmp_path: Path) -> Non
     assert caught.value.exit_code == Exit.DATA
 
 
-def test_the_first_folder_is_the_identity_where_no_column_says_otherwise(
-    images: Path, tmp_path: Path
-) -> None:
+def test_the_first_folder_is_the_identity_where_no_column_says_otherwise(images: Path, tmp_path: Path) -> None:
     metadata = write_jsonl(
         tmp_path / "m.jsonl", {"file_name": "s2/a.png"}, {"file_name": "s1/a.png", "identity": "Ada"}
     )
@@ -117,16 +114,12 @@ def test_the_first_folder_is_the_identity_where_no_column_says_otherwise(
 def test_a_caption_file_beside_the_image_serves_where_there_is_no_text(images: Path, tmp_path: Path) -> None:
     (images / "s1" / "a.txt").write_text("  one\n line ", encoding="utf-8")
     (images / "s1" / "b.txt").write_text("unused", encoding="utf-8")
-    metadata = write_jsonl(
-        tmp_path / "m.jsonl", {"file_name": "s1/a.png"}, {"file_name": "s1/b.png", "text": "own"}
-    )
+    metadata = write_jsonl(tmp_path / "m.jsonl", {"file_name": "s1/a.png"}, {"file_name": "s1/b.png", "text": "own"})
     assert read_records(images, metadata).texts == ["one line", "own"]
     assert read_records(images, None).texts == ["one line", "unused", "", ""]
 
 
-def test_text_is_normalised_and_line_separators_inside_json_do_not_break_lines(
-    images: Path, tmp_path: Path
-) -> None:
+def test_text_is_normalised_and_line_separators_inside_json_do_not_break_lines(images: Path, tmp_path: Path) -> None:
     line = json.dumps({"file_name": "s1/a.png", "text": "e\u0301\u2028x"}, ensure_ascii=False)
     metadata = tmp_path / "m.jsonl"
     metadata.write_text("\ufeff" + line + "\n\n", encoding="utf-8")

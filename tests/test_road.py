@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
 import pytest
 import yaml
 from diffusers import StableDiffusionPipeline
+from conftest import TinyProject
 from PIL import Image
 
-Pogdiff = Callable[..., Any]
 
-
-def test_a_stage_run_twice_says_that_it_is_up_to_date(project: Any, pogdiff: Pogdiff) -> None:
-    first = pogdiff("caption", *project.options, "--json")
-    again = pogdiff("caption", *project.options, "--json")
+def test_a_stage_run_twice_says_that_it_is_up_to_date(project: TinyProject) -> None:
+    first = project("caption", "--json")
+    again = project("caption", "--json")
     assert (first.status, again.status) == (0, 0)
     assert json.loads(first.out)["stages"][0]["state"] == "done"
     assert json.loads(again.out)["stages"][0]["state"] == "up to date"
 
 
-def test_train_and_evaluate_as_typed_bring_up_to_date_what_comes_first(project: Any, pogdiff: Pogdiff) -> None:
-    trained = pogdiff("train", *project.options, "--json")
+def test_train_and_evaluate_as_typed_bring_up_to_date_what_comes_first(project: TinyProject) -> None:
+    trained = project("train", "--json")
     assert trained.status == 0, trained.err
     keys = [stage["key"] for stage in json.loads(trained.out)["stages"]]
     assert keys == ["caption", "index", "fit-density", "runs/pogdiff/train"]
 
-    scored = pogdiff("evaluate", "--metrics", "fid,dino,recall", *project.options, "--json")
+    scored = project("evaluate", "--metrics", "fid,dino,recall", "--json")
     assert scored.status == 0, scored.err
     stages = json.loads(scored.out)["stages"]
     assert [stage["key"] for stage in stages] == ["runs/pogdiff/sample", "runs/pogdiff/evaluate"]
     groups = stages[-1]["facts"]
-    assert set(groups) == {"all", "many", "few"}
+    assert set(groups) == {"all", "many", "medium", "few"}
     assert {"fid", "similarity", "recall"} <= set(groups["few"])
     assert "identity" not in groups["few"]
 
@@ -54,74 +50,72 @@ def test_train_and_evaluate_as_typed_bring_up_to_date_what_comes_first(project: 
     # images that are there are kept; a lost one is made again, the same to the last bit
     before = images[0].read_bytes()
     images[0].unlink()
-    again = pogdiff("sample", *project.options, "--json")
+    again = project("sample", "--json")
     facts = json.loads(again.out)["stages"][0]["facts"]
     assert (facts["generated"], facts["kept"]) == (1, 7)
     assert images[0].read_bytes() == before
 
 
-def test_two_runs_are_compared_and_reported(project: Any, pogdiff: Pogdiff) -> None:
+def test_two_runs_are_compared_and_reported(project: TinyProject) -> None:
     for method in ("vanilla", "pogdiff"):
-        assert pogdiff("train", "--method", method, *project.options).status == 0
-    verdict = pogdiff("evaluate", "--baseline", "vanilla", "--candidate", "pogdiff", *project.options, "--json")
+        assert project("train", "--method", method).status == 0
+    verdict = project("evaluate", "--baseline", "vanilla", "--candidate", "pogdiff", "--json")
     assert verdict.status == 0, verdict.err
     groups = {group["group"]: group for group in json.loads(verdict.out)["groups"]}
     assert groups["few"]["verdict"] == "inconclusive"  # two identities prove nothing
 
-    page = pogdiff("report", *project.options)
+    page = project("report")
     assert page.status == 0, page.err
     html = (Path(project.root) / "report.html").read_text()
     assert "vanilla" in html
     assert "data:image/" in html
     assert "http://" not in html.replace("http://www.w3.org", "")
 
-    gate = pogdiff(
-        "evaluate", "--run", "pogdiff", *project.options, "--set", "evaluate.gates={all.identity: '>= 1.01'}"
-    )
+    gate = project("evaluate", "--run", "pogdiff", "--set", "evaluate.gates={all.identity: '>= 1.01'}")
     assert gate.status == 7
     assert "failed" in gate.out
 
 
-def test_asking_for_gpus_that_are_not_there_says_what_to_type(project: Any, pogdiff: Pogdiff) -> None:
+def test_asking_for_gpus_that_are_not_there_says_what_to_type(project: TinyProject) -> None:
     import torch
 
     there = torch.cuda.device_count()
-    outcome = pogdiff("train", "--gpus", str(there + 4), *project.options)
+    outcome = project("train", "--gpus", str(there + 4))
     assert outcome.status == 2
     assert f"--gpus {there + 4}" in outcome.err
     assert ("none" if there == 0 else str(there)) in outcome.err
 
 
-def test_without_prerequisites_a_missing_one_is_named(project: Any, pogdiff: Pogdiff) -> None:
-    outcome = pogdiff("train", "--no-prerequisites", *project.options)
+def test_without_prerequisites_a_missing_one_is_named(project: TinyProject) -> None:
+    outcome = project("train", "--no-prerequisites")
     assert outcome.status == 4
     assert "pogdiff caption" in outcome.err
 
 
-def test_a_dry_run_makes_nothing(project: Any, pogdiff: Pogdiff) -> None:
-    outcome = pogdiff("caption", "--dry-run", *project.options, "--json")
+def test_a_dry_run_makes_nothing(project: TinyProject) -> None:
+    outcome = project("caption", "--dry-run", "--json")
     assert json.loads(outcome.out)["stages"][0]["state"] == "planned"
     assert not (Path(project.root) / "artifacts" / "captions.jsonl").exists()
 
 
-def test_status_names_what_changed(project: Any, pogdiff: Pogdiff) -> None:
-    pogdiff("fit-density", *project.options)
-    changed = pogdiff("status", *project.options, "--set", "density.latent_dim=8", "--json")
+def test_status_names_what_changed(project: TinyProject) -> None:
+    project("fit-density")
+    changed = project("status", "--set", "density.latent_dim=8", "--json")
     states = {stage["key"]: stage for stage in json.loads(changed.out)["stages"]}
     assert states["caption"]["fresh"]
     assert states["fit-density"]["reasons"] == ["density.latent_dim: 16 -> 8"]
 
 
-def test_missing_weights_are_named_with_the_command_that_fetches_them(project: Any, pogdiff: Pogdiff) -> None:
+def test_missing_weights_are_named_with_the_command_that_fetches_them(project: TinyProject) -> None:
     absent = ("--set", "pretrained_model_name_or_path=nobody/no-such-model")
-    outcome = pogdiff("caption", *project.options, *absent)
+    outcome = project("caption", *absent)
     assert outcome.status == 4
     assert "hf download nobody/no-such-model" in outcome.err
 
 
-def test_lora_runs_from_the_command_line_and_is_sampled(project: Any, pogdiff: Pogdiff) -> None:
-    options = (*project.options, "--set", "train.tuning=lora", "--set", "train.rank=2")
-    assert pogdiff("train", "--name", "small", *options).status == 0
-    sampled = pogdiff("sample", "--run", "small", *options)
+def test_lora_runs_from_the_command_line_and_is_sampled(project: TinyProject) -> None:
+    options = ("--set", "train.tuning=lora", "--set", "train.rank=2")
+    assert project("train", "--name", "small", *options).status == 0
+    sampled = project("sample", "--run", "small", *options)
     assert sampled.status == 0, sampled.err
     assert (Path(project.root) / "runs/small/final/pytorch_lora_weights.safetensors").is_file()

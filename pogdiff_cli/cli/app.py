@@ -72,31 +72,31 @@ def _status(arguments: list[str]) -> int:
     try:
         outcome: Any = cli.main(arguments, prog_name="pogdiff", standalone_mode=False, obj=session)
         return int(outcome) if isinstance(outcome, int) else int(Exit.OK)
-    except PogdiffError as problem:
-        session.display.error(problem)
-        return int(problem.exit_code)
-    except click.exceptions.Exit as ending:
-        return int(ending.exit_code)
-    except click.ClickException as problem:
-        problem.show()
-        return int(Exit.USAGE)
-    except (KeyboardInterrupt, click.Abort):
-        session.display.say("Interrupted.")
-        return int(Exit.INTERRUPTED)
-    except BrokenPipeError:
-        return int(Exit.FAILURE)
-    except BaseException as problem:
-        return _last_words(session, problem)
+    except BaseException as problem:  # noqa: BLE001 - the last place that can say what happened
+        return int(_ended(session, problem))
     finally:
-        session.display.close()
+        session.close()
 
 
-def _last_words(session: Session, problem: BaseException) -> int:
+def _ended(session: Session, problem: BaseException) -> int:
+    """What a failure is to the user: a message and an exit status."""
+    if isinstance(problem, PogdiffError):
+        session.display.error(problem)
+        return problem.exit_code
+    if isinstance(problem, click.exceptions.Exit):
+        return int(problem.exit_code)
+    if isinstance(problem, click.ClickException):
+        problem.show()
+        return Exit.USAGE
+    if isinstance(problem, (KeyboardInterrupt, click.Abort)):
+        session.display.say("Interrupted.")
+        return Exit.INTERRUPTED
     if isinstance(problem, Stopped):
         session.display.say(f"Stopped at step {problem.step}; type the same command again to go on.")
-        return int(problem.exit_code)
+        return problem.exit_code
     if isinstance(problem, MemoryError):
         session.display.error(PogdiffError("This machine ran out of memory.", exit_code=Exit.MEMORY))
-        return int(Exit.MEMORY)
-    session.display.crash(problem)
-    return int(Exit.FAILURE)
+        return Exit.MEMORY
+    if not isinstance(problem, BrokenPipeError):
+        session.display.crash(problem)
+    return Exit.FAILURE

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pogdiff_cli.cli.console import Display
 from pogdiff_cli.errors import Exit, PogdiffError
 
 if TYPE_CHECKING:
+    from pogdiff_cli.cli.console import Display
     from pogdiff_cli.stages.context import Context
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,7 +23,26 @@ class Session:
     """One invocation: what was typed, and how it is shown."""
 
     command: str
-    display: Display = field(default_factory=Display)
+    _display: Display | None = None
+
+    @property
+    def display(self) -> Display:
+        """What shows results; made when something is shown, so that ``--help`` loads no rich."""
+        if self._display is None:
+            self.configure()
+        assert self._display is not None
+        return self._display
+
+    def configure(self, *, json_output: bool = False, verbosity: int = 0) -> None:
+        """Choose how much is shown, and as what."""
+        from pogdiff_cli.cli.console import Display
+
+        self._display = Display(json_output=json_output, verbosity=verbosity)
+
+    def close(self) -> None:
+        """Take progress bars away."""
+        if self._display is not None:
+            self._display.close()
 
 
 def output_options(function: F) -> F:
@@ -58,7 +77,7 @@ def stage_options(function: F) -> F:
 
 def set_display(session: Session, *, json_output: bool, quiet: bool, verbose: bool) -> Display:
     """Put the output options into force."""
-    session.display = Display(json_output=json_output, verbosity=-1 if quiet else int(verbose))
+    session.configure(json_output=json_output, verbosity=-1 if quiet else int(verbose))
     return session.display
 
 

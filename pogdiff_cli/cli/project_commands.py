@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
-from rich.markup import escape
 
 from pogdiff_cli.cli.options import Session, make_context, output_options, project_options, set_display
 from pogdiff_cli.errors import Exit, PogdiffError
@@ -23,13 +23,15 @@ from pogdiff_cli.errors import Exit, PogdiffError
 def init(session: Session, /, path: Path, template: str | None, images: Path | None, **options: Any) -> None:
     """Make a project."""
     display = set_display(session, **options)
+    from rich.markup import escape
+
     from pogdiff_cli.stages import init as stage
 
     made = stage.run(path, template=template, images=images, track=display.track)
     display.emit({**asdict(made), "root": str(made.root)})
     seen = f"{made.images} images of {made.identities} identities" if made.images else "no images yet"
     display.line(f"Made [bold]{escape(str(path))}[/] from the template '{made.template}': {seen}.")
-    where = escape(str(path))
+    where = escape(shlex.quote(str(path)))
     if not made.images:
         display.line(f"Put a folder of pictures per identity into {where}/data/images, then:")
     display.line(f"Next:  pogdiff inspect -C {where}   then   pogdiff run -C {where}")
@@ -41,6 +43,8 @@ def init(session: Session, /, path: Path, template: str | None, images: Path | N
 def inspect(session: Session, /, **options: Any) -> None:
     """Show the long tail of the data and what is wrong with it."""
     context = make_context(session, options)
+    from rich.markup import escape
+
     from pogdiff_cli.stages import inspect as stage
 
     facts = stage.run(context)
@@ -67,6 +71,8 @@ def inspect(session: Session, /, **options: Any) -> None:
 def status(session: Session, /, **options: Any) -> None:
     """Show what is up to date, what is stale, and why."""
     context = make_context(session, options)
+    from rich.markup import escape
+
     from pogdiff_cli.stages import road
 
     known = context.project.manifest().runs
@@ -84,6 +90,8 @@ def status(session: Session, /, **options: Any) -> None:
 @click.pass_obj
 def doctor(session: Session, /, **options: Any) -> int:
     """Show devices, versions, memory, disk, and what is missing."""
+    from rich.markup import escape
+
     from pogdiff_cli.project.layout import find_root
     from pogdiff_cli.stages import doctor as stage
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pogdiff_cli.cli.options import Session, make_context, set_display, stage_options
-from pogdiff_cli.cli.results import show_comparison, show_gates, show_results
 from pogdiff_cli.errors import Exit, PogdiffError
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 def caption(session: Session, /, captioner: str | None, **options: Any) -> None:
     """Caption each training image under a generic name."""
     context = make_context(session, options, {"caption.captioner": captioner})
+    from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import caption as stage
 
     show_results(session.display, [stage.run(context)])
@@ -36,6 +36,7 @@ def caption(session: Session, /, captioner: str | None, **options: Any) -> None:
 def index(session: Session, /, extractor: str | None, k: int | None, **options: Any) -> None:
     """Embed the training images and find the k nearest of each."""
     context = make_context(session, options, {"index.extractor": extractor, "index.k": k})
+    from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import index as stage
 
     show_results(session.display, [stage.run(context)])
@@ -48,6 +49,7 @@ def index(session: Session, /, extractor: str | None, k: int | None, **options: 
 def fit_density(session: Session, /, text: str | None, **options: Any) -> None:
     """Fit the density of the captions' embeddings."""
     context = make_context(session, options, {"density.text": text})
+    from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import density, road
 
     show_results(session.display, [*road.prepare_density(context), density.run(context)])
@@ -61,7 +63,8 @@ def fit_density(session: Session, /, text: str | None, **options: Any) -> None:
 @click.option("--name", help="The run's name. Default: the method.")
 @click.pass_obj
 def train(
-    session: Session, /,
+    session: Session,
+    /,
     method: str | None,
     sampling: str | None,
     max_train_steps: int | None,
@@ -71,10 +74,11 @@ def train(
     """Fine-tune the model: one run."""
     flags = {"train.method": method, "train.sampling": sampling, "train.max_train_steps": max_train_steps}
     context = make_context(session, options, flags)
+    from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import road
     from pogdiff_cli.stages import train as stage
 
-    name = name or method or road.run_names(context.project)[-1]
+    name = name or context.project.config.train.method
     context = road.for_run(context, name)
     _one_device(context)
     run = context.project.run(name)
@@ -89,6 +93,7 @@ def train(
 def sample(session: Session, /, name: str | None, images_per_identity: int | None, **options: Any) -> None:
     """Generate images of every identity with a trained run."""
     context = make_context(session, options, {"sample.images_per_identity": images_per_identity})
+    from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import road
     from pogdiff_cli.stages import sample as stage
 
@@ -106,7 +111,8 @@ def sample(session: Session, /, name: str | None, images_per_identity: int | Non
 @click.option("--fake-features", type=click.Path(path_type=Path), help="The generated images' features (.npy).")
 @click.pass_obj
 def evaluate(
-    session: Session, /,
+    session: Session,
+    /,
     metrics: str | None,
     name: str | None,
     baseline: str | None,
@@ -120,6 +126,7 @@ def evaluate(
     if real_features or fake_features:
         return _raw(session, real_features, fake_features, wanted, options)
     context = make_context(session, options, {"evaluate.metrics": wanted})
+    from pogdiff_cli.cli.results import show_comparison, show_gates, show_results
     from pogdiff_cli.stages import evaluate as stage
     from pogdiff_cli.stages import road
 
@@ -148,6 +155,7 @@ def evaluate(
 def report(session: Session, /, output: Path | None, baseline: str | None, **options: Any) -> None:
     """Write one page with tables, pictures and provenance."""
     context = make_context(session, options)
+    from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import report as stage
 
     show_results(session.display, [stage.run(context, output=output, baseline=baseline)])
@@ -159,6 +167,8 @@ def report(session: Session, /, output: Path | None, baseline: str | None, **opt
 def run(session: Session, /, **options: Any) -> None:
     """Run every stage that is not up to date, and write the report."""
     context = make_context(session, options)
+    from pogdiff_cli.cli.results import show_results
+
     _one_device(context)
     from pogdiff_cli.stages import report as last
     from pogdiff_cli.stages import road

@@ -105,9 +105,7 @@ def read_captions(path: Path) -> dict[str, Caption]:
 def _caption_of(line: bytes) -> Caption | None:
     try:
         values = json.loads(line)
-        if set(values) != set(Caption.__dataclass_fields__) or not all(
-            isinstance(v, str) for v in values.values()
-        ):
+        if set(values) != set(Caption.__dataclass_fields__) or not all(isinstance(v, str) for v in values.values()):
             return None
         return Caption(**values)
     except (ValueError, TypeError, AttributeError, RecursionError):

@@ -144,9 +144,7 @@ def _deep_grey(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     levels = np.asarray(image, dtype=np.float64)
     white = 1.0 if image.mode == "F" else 65535.0
     if not np.all(np.isfinite(levels)) or levels.min() < 0 or levels.max() > white:
-        raise BadImage(
-            f"grey levels outside [0, {white:g}] in mode {image.mode}: black and white are not known"
-        )
+        raise BadImage(f"grey levels outside [0, {white:g}] in mode {image.mode}: black and white are not known")
     grey = np.rint(levels * (255.0 / white)).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB"), (f"rescaled from {image.mode} grey",)
 

@@ -23,9 +23,7 @@ NameMode = Literal["generic", "keep"]
 @cache
 def _word_pattern() -> re.Pattern[str]:
     """A run of letters with their marks, or a run of digits: s21 and "s 21" are the same two words."""
-    marks = "".join(
-        chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code)) in ("Mn", "Mc")
-    )
+    marks = "".join(chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
     return re.compile(rf"[^\W\d_](?:[^\W\d_]|[{re.escape(marks)}])*|\d+")
 
 
@@ -64,9 +62,7 @@ def assign_names(
         return _kept(identities, known)
     forbidden = {word.casefold() for word in taken} | words_of([*identities, *known])
     in_use = {known[identity].casefold() for identity in known}
-    candidates = _Candidates(
-        _allowed(_shipped("generic_names.txt") if pool is None else pool, forbidden), forbidden
-    )
+    candidates = _Candidates(_allowed(_shipped("generic_names.txt") if pool is None else pool, forbidden), forbidden)
     candidates.use(known.values())
     assigned = {identity: known[identity] for identity in identities if identity in known}
     for identity in sorted(set(identities) - set(assigned)):
@@ -77,9 +73,7 @@ def assign_names(
 
 
 def _kept(identities: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
-    spoken = {
-        identity: known.get(identity, " ".join(identity.replace("_", " ").split())) for identity in identities
-    }
+    spoken = {identity: known.get(identity, " ".join(identity.replace("_", " ").split())) for identity in identities}
     usage: dict[str, int] = {}
     for name in spoken.values():
         usage[name.casefold()] = usage.get(name.casefold(), 0) + 1
@@ -150,9 +144,7 @@ class NameReplacer:
         for real, generic in mapping.items():
             words = _word_pattern().findall(unicodedata.normalize("NFC", real))
             if words:
-                form = _Form(
-                    words=tuple(w.casefold() for w in words), letters="".join(words), generic=generic
-                )
+                form = _Form(words=tuple(w.casefold() for w in words), letters="".join(words), generic=generic)
                 self._forms.setdefault(form.words[0], []).append(form)
         for forms in self._forms.values():
             forms.sort(key=lambda form: -len(form.words))  # the longest first: "Anna Maria" before "Anna"

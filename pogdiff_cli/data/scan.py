@@ -64,9 +64,7 @@ class _Entry:
     lasting: bool = True  # False where the file could not be read at all: that may pass
 
     def line(self) -> str:
-        values = {
-            key: getattr(self, key) for key in ("file_name", "state", "sha256", "size", "reason", "notes")
-        }
+        values = {key: getattr(self, key) for key in ("file_name", "state", "sha256", "size", "reason", "notes")}
         return json.dumps({"schema": _SCHEMA, **values}, ensure_ascii=False) + "\n"
 
 

@@ -105,9 +105,7 @@ def _copies(records: Records, scan: Scan) -> dict[str, Any]:
     return {
         "duplicates": files(same),
         "leakage": files([rows for rows in same if len({bool(records.heldout[row]) for row in rows}) > 1]),
-        "shared_between_identities": files(
-            [r for r in same if len({int(records.identity[row]) for row in r}) > 1]
-        ),
+        "shared_between_identities": files([r for r in same if len({int(records.identity[row]) for row in r}) > 1]),
     }
 
 
@@ -123,9 +121,7 @@ def _caption_facts(
         elif text and tokens is not None and name_is_cut(text, name, tokens, limit):
             cut.append(usable.file_names[row])
     return {
-        "empty_captions": [
-            name for name, text in zip(usable.file_names, usable.texts, strict=True) if not text
-        ],
+        "empty_captions": [name for name, text in zip(usable.file_names, usable.texts, strict=True) if not text],
         "captions_without_name": nameless,
         "captions_with_name_cut": cut if tokens is not None else None,
     }
@@ -145,9 +141,7 @@ def _warnings(facts: Mapping[str, Any]) -> list[str]:
     warnings = [f"{len(facts[key])} {words}: {_examples(facts[key])}" for key, words in kinds if facts[key]]
     empty = len(facts["empty_captions"])
     if 0 < empty < facts["images"]:
-        warnings.append(
-            f"{empty} of {facts['images']} images have no caption: {_examples(facts['empty_captions'])}"
-        )
+        warnings.append(f"{empty} of {facts['images']} images have no caption: {_examples(facts['empty_captions'])}")
     if facts["train_images"] == 0:
         warnings.insert(0, "no image is left to train on")
     return warnings

@@ -44,9 +44,7 @@ def placeholders(prompt: str) -> list[str]:
     try:
         parts = list(Formatter().parse(prompt))
     except ValueError as error:
-        raise _refusal(
-            f"The prompt {prompt!r} cannot be read: {error}.", "Write {{ and }} for braces."
-        ) from error
+        raise _refusal(f"The prompt {prompt!r} cannot be read: {error}.", "Write {{ and }} for braces.") from error
     fields = []
     for _, field, form, conversion in parts:
         if field is None:
@@ -73,8 +71,7 @@ def render(prompts: Sequence[str], request: CaptionRequest, *, seed: int, index:
         prompt = prompts[order[(index + step) % len(prompts)]]
         if all(values.get(field) for field in placeholders(prompt)):
             return "".join(
-                literal + (values[field] if field else "")
-                for literal, field, _, _ in Formatter().parse(prompt)
+                literal + (values[field] if field else "") for literal, field, _, _ in Formatter().parse(prompt)
             )
     raise PogdiffError(
         f"No prompt fits {request.file_name}: each names an attribute that it lacks.",

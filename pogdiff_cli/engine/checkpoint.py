@@ -113,10 +113,14 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], flat: Mapping[str, Tensor]) -> None:
     """The inverse of ``flatten_optimizer``."""
     position = {name: index for index, name in enumerate(names)}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for path, tensor in flat.items():
         key, name = path.split("/", 1)
-        state.setdefault(position[name], {})[key] = tensor
+        parameter = parameters[position[name]]
+        # a fused kernel pairs elements by memory: the state needs the strides of the weights
+        laid_out = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+        state.setdefault(position[name], {})[key] = laid_out
     whole = optimizer.state_dict()
     whole["state"] = state
     optimizer.load_state_dict(whole)

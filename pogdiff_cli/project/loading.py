@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,8 @@ def load_config(
     document = read_yaml(path)
     if document.values is not None and not isinstance(document.values, dict):
         raise PogdiffError(f"{path} must hold keys and values.", exit_code=Exit.USAGE)
-    values: dict[str, Any] = dict(document.values or {})
+    # a section whose keys are all commented out is an empty section
+    values: dict[str, Any] = {key: value for key, value in (document.values or {}).items() if value is not None}
     origin: dict[str, str] = {}
     for key, value in _from_environment(os.environ if environment is None else environment).items():
         _put(values, key, value)
@@ -32,7 +34,20 @@ def load_config(
     for key, value in (overrides or {}).items():
         _put(values, key, value)
         origin[key] = f"--set {key}"
-    return validate(values, document=document, origin=origin)
+    config = validate(values, document=document, origin=origin)
+    _check_runs(config, document, values)
+    return config
+
+
+def _check_runs(config: Config, document: Document, values: Mapping[str, Any]) -> None:
+    """Refuse what the settings of ``runs`` get wrong now, not once their turn has come."""
+    for name, settings in config.runs.items():
+        own = copy.deepcopy(dict(values))
+        origin = {}
+        for key, value in settings.items():
+            _put(own, key, value)
+            origin[key] = _where(f"runs.{name}.{key}", document, {})
+        validate(own, document=document, origin=origin)
 
 
 def validate(values: Mapping[str, Any], *, document: Document, origin: Mapping[str, str]) -> Config:
@@ -53,7 +68,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             raise PogdiffError(
                 f"--set {assignment}: not KEY=VALUE.", hint="For instance --set train.a1=0.5", exit_code=Exit.USAGE
             )
-        parsed[key.strip()] = parse_scalar(value)
+        parsed[key.strip()] = parse_scalar(value, source=f"--set {key.strip()}")
     return parsed
 
 
@@ -66,7 +81,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         if name in known:
-            found[known[name]] = parse_scalar(text)
+            found[known[name]] = parse_scalar(text, source=variable)
         elif "__" in name:
             near = _nearest(name, known)
             hint = f"Did you mean {ENVIRONMENT_PREFIX}{near}?" if near else None
@@ -76,6 +91,10 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
+    if isinstance(value, dict) and _section([*parents, leaf]) is not None:
+        for below, inner in value.items():  # {train: {a1: 2}} says nothing about the rest of train
+            _put(values, f"{key}.{below}", inner)
+        return
     place = values
     for parent in parents:
         below = place.get(parent)
@@ -93,6 +112,8 @@ def _explain(error: Any, document: Document, origin: Mapping[str, str]) -> str:
         section = _section(parents)
         near = _nearest(leaf, section.model_fields) if section is not None else None
         return f"{where}: unknown key '{path}'." + (f" Did you mean '{'.'.join([*parents, near])}'?" if near else "")
+    if error["type"] == "value_error" and isinstance(error["input"], dict):
+        return f"{where}: {path}: {_lower(error['msg'])}."
     text = f"{where}: '{path}' is {error['input']!r}: {_lower(error['msg'])}."
     expected = error.get("ctx", {}).get("expected")
     if error["type"] == "literal_error" and isinstance(error["input"], str):
@@ -103,7 +124,7 @@ def _explain(error: Any, document: Document, origin: Mapping[str, str]) -> str:
 
 def _where(path: str, document: Document, origin: Mapping[str, str]) -> str:
     for key, source in origin.items():
-        if path == key or path.startswith(f"{key}."):
+        if path == key or path.startswith(f"{key}.") or key.startswith(f"{path}."):
             return source
     line = document.lines.get(path)
     return f"{document.source}:{line}" if line else document.source

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.project.yaml_reader import read_yaml
+from pogdiff_cli.project.yaml_writer import dump_yaml
 
 SCHEMA = 1
 _HEADER = "# Written by pogdiff: facts about what was made, from what and how. Change pogdiff.yaml instead.\n"
@@ -101,25 +101,4 @@ def read_manifest(path: Path) -> Manifest:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Replace the file, whole or not at all."""
-    text = yaml.dump(manifest.model_dump(mode="json"), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
-    write_text(path, _HEADER + text)
-
-
-class _Plain(yaml.SafeDumper):
-    """Dumps without anchors, and quotes text that our reader would take for a number."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        del data
-        return True
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = '"' if _reads_as_something_else(value) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-
-def _reads_as_something_else(value: str) -> bool:
-    return value in ("", "~", "null", "true", "false") or value[:1] in "+-.0123456789"
-
-
-_Plain.add_representer(str, _text)
+    write_text(path, _HEADER + dump_yaml(manifest.model_dump(mode="json")))

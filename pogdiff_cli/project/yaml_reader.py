@@ -67,9 +67,16 @@ def parse_yaml(text: str, *, source: str = "<text>") -> Document:
     return Document(values=values, lines=lines, source=source)
 
 
-def parse_scalar(text: str) -> Any:
+def parse_scalar(text: str, *, source: str) -> Any:
     """The value of a single command-line word, read like the file: ``[a, b]`` and ``{a: 1}`` included."""
-    return parse_yaml(text, source="--set").values
+    try:
+        return parse_yaml(text, source=source).values
+    except PogdiffError as problem:
+        raise PogdiffError(
+            problem.message,
+            hint="Text with one of {}[]:# in it needs quotes of its own: '\"...\"'.",
+            exit_code=Exit.USAGE,
+        ) from problem
 
 
 def _refuse_what_could_hurt(text: str, source: str) -> None:
@@ -110,7 +117,9 @@ def _mapping(node: yaml.MappingNode, path: str, lines: dict[str, int], source: s
         key = str(key_node.value)
         if key in result:
             raise _refusal(source, line, f"the key '{key}' stands here twice")
-        result[key] = _value(value_node, f"{path}.{key}" if path else key, lines, source)
+        below = f"{path}.{key}" if path else key
+        result[key] = _value(value_node, below, lines, source)
+        lines[below] = line  # where the key stands, though its value may begin on the next line
     return result
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pogdiff_cli.data.captions import (
     Caption,
@@ -22,6 +21,7 @@ from pogdiff_cli.data.wording import check_prompts, template_captions
 from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.project.lineage import plan_caption
 from pogdiff_cli.project.yaml_reader import read_yaml
+from pogdiff_cli.project.yaml_writer import dump_yaml
 from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, load_dataset
 from pogdiff_cli.stages.inputs import input_digests, load_adapter
@@ -32,7 +32,8 @@ def run(context: Context) -> Result:
     plan = plan_caption(context.project.config)
     dataset = load_dataset(context)
     inputs = input_digests(context, plan, dataset)
-    return perform(context, plan, inputs, lambda attempt: _caption(context, dataset, attempt))
+    known = _known_names(context)  # asked before the manifest is told of this attempt
+    return perform(context, plan, inputs, lambda attempt: _caption(context, dataset, attempt, known))
 
 
 def read_names(context: Context) -> dict[str, str]:
@@ -41,20 +42,21 @@ def read_names(context: Context) -> dict[str, str]:
     return {str(identity): str(name) for identity, name in (values or {}).items()}
 
 
-def _caption(context: Context, dataset: Dataset, attempt: Attempt) -> Made:
+def _caption(context: Context, dataset: Dataset, attempt: Attempt, known: Mapping[str, str]) -> Made:
     project = context.project
-    names = _names(context, dataset)
+    names = _names(context, dataset, known)
     requests = _requests(dataset, names)
     captioner = project.config.caption.captioner
     if attempt == "anew":
         project.captions.unlink(missing_ok=True)
+        if not known:
+            project.names.unlink(missing_ok=True)
     done = read_captions(project.captions)
     todo = [request for request in requests if request.file_name not in done]
     with CaptionWriter(project.captions) as writer:
         for batch in _captions(context, dataset, todo):
             writer.append(batch)
-    text = yaml.safe_dump(names, allow_unicode=True, sort_keys=False)
-    write_text(project.names, "# identity: the name it has in captions and prompts\n" + text)
+    write_text(project.names, "# identity: the name it has in captions and prompts\n" + dump_yaml(names))
     captions = [caption.caption for caption in read_captions(project.captions).values()]
     facts: dict[str, Any] = {
         "captions": len(captions),
@@ -66,12 +68,20 @@ def _caption(context: Context, dataset: Dataset, attempt: Attempt) -> Made:
     return Made(facts=facts)
 
 
-def _names(context: Context, dataset: Dataset) -> dict[str, str]:
+def _known_names(context: Context) -> dict[str, str]:
+    """Names given before, the user's own changes included; none where ``caption.names`` now asks for another kind."""
+    project = context.project
+    record = project.manifest().record("caption")
+    kind = project.config.caption.names
+    changed = record is not None and record.parameters.get("caption.names", kind) != kind
+    if changed or context.mode == "force" or not project.names.is_file():
+        return {}
+    return read_names(context)
+
+
+def _names(context: Context, dataset: Dataset, known: Mapping[str, str]) -> dict[str, str]:
     config = context.project.config
     records = dataset.records
-    known: Mapping[str, str] = {}
-    if context.project.names.is_file() and context.mode != "force":
-        known = read_names(context)
     taken = words_of([*records.texts, *records.identity_names])
     names = assign_names(records.identity_names, seed=config.seed, taken=taken, mode=config.caption.names, known=known)
     return {identity: names[identity] for identity in records.identity_names}

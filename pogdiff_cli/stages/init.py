@@ -44,6 +44,7 @@ def run(root: Path, *, template: str | None, images: Path | None, track: Track =
     if images is not None and not images.is_dir():
         raise PogdiffError(f"There is no folder {images}.", exit_code=Exit.DATA)
     _refuse_occupied(root)
+    counted = None if images is None else _read(root, images)
     assets = read_assets(source / "assets.yaml") if (source / "assets.yaml").is_file() and images is None else {}
     wheels = {key: fetch(asset) for key, asset in track(assets.items(), "Fetching files of the template", len(assets))}
     root.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,8 @@ def run(root: Path, *, template: str | None, images: Path | None, track: Track =
     write_text(root / ".gitignore", _IGNORED)
     write_text(root / CONFIG_NAME, _configuration(source, root, images))
     write_manifest(root / MANIFEST_NAME, Manifest(pogdiff=__version__, project=root.resolve().name))
-    return _counted(root, name, images)
+    images_now, identities = counted or _counted(root)
+    return Initialised(root=root, template=name, images=images_now, identities=identities)
 
 
 def _refuse_occupied(root: Path) -> None:
@@ -121,12 +123,22 @@ def _set(text: str, key: str, value: str) -> str:
     return re.sub(line, lambda found: f"{found[1]} {value}{found[2]}", text, count=1)
 
 
-def _counted(root: Path, template: str, images: Path | None) -> Initialised:
-    folder = images if images is not None else root / "data" / "images"
-    metadata = next((folder / name for name in _METADATA if (folder / name).is_file()), None)
-    if images is None and (root / "data" / "metadata.jsonl").is_file():
-        metadata = root / "data" / "metadata.jsonl"
-    if images is None and metadata is None and not any(folder.iterdir()):
-        return Initialised(root=root, template=template, images=0, identities=0)
-    records = read_records(folder, metadata)
-    return Initialised(root=root, template=template, images=len(records), identities=len(records.identity_names))
+def _read(root: Path, images: Path) -> tuple[int, int]:
+    """Count the user's images and identities; whatever is wrong with them is said before anything is made."""
+    if root.resolve().is_relative_to(images.resolve()):
+        raise PogdiffError(
+            f"{root} lies among the pictures in {images}: what the project makes would be read as pictures.",
+            hint="Choose a path outside that folder.",
+            exit_code=Exit.USAGE,
+        )
+    records = read_records(images, next((images / name for name in _METADATA if (images / name).is_file()), None))
+    return len(records), len(records.identity_names)
+
+
+def _counted(root: Path) -> tuple[int, int]:
+    """Images and identities that the template brought."""
+    metadata = root / "data" / "metadata.jsonl"
+    if not metadata.is_file():
+        return 0, 0
+    records = read_records(root / "data" / "images", metadata)
+    return len(records), len(records.identity_names)

@@ -37,6 +37,4 @@ def load_extractor(spec: str, *, opts: Mapping[str, Any] | None = None, device: 
         from pogdiff_cli.models.extractors.python_function import load_python
 
         return load_python(spec, opts)
-    raise PogdiffError(
-        f"The extractor {spec!r} is unknown.", hint=f"Name one of {_KINDS}.", exit_code=Exit.USAGE
-    )
+    raise PogdiffError(f"The extractor {spec!r} is unknown.", hint=f"Name one of {_KINDS}.", exit_code=Exit.USAGE)

@@ -59,9 +59,7 @@ class DlibFace:
     to_chip: ToChip
     dim: int = DIM
 
-    def embed(
-        self, images: Iterable[Image.Image], *, batch_size: int = 32, track: Track = untracked
-    ) -> Embeddings:
+    def embed(self, images: Iterable[Image.Image], *, batch_size: int = 32, track: Track = untracked) -> Embeddings:
         """Descriptors (n, 128); an image in which no face is found is missing."""
         return embed_in_batches(self._encode, images, DIM, batch_size, track)
 
@@ -85,9 +83,7 @@ def load(spec: str, opts: Mapping[str, Any]) -> DlibFace:
     aligner = opts.get("aligner", "none")
     if aligner == "landmarks":
         to_chip, preprocessing = _landmark_chips(spec, opts, dlib)
-        files += [
-            existing_file(spec, opts[key], key, "") for key in ("predictor", "detector") if opts.get(key)
-        ]
+        files += [existing_file(spec, opts[key], key, "") for key in ("predictor", "detector") if opts.get(key)]
     elif aligner == "none":
         box = _box(opts.get("chip", (0.0, 0.0, 1.0, 1.0)))
         preprocessing = {"chip": list(box), "size": CHIP, "interpolation": "bicubic"}
@@ -141,9 +137,7 @@ def _landmark_chips(spec: str, opts: Mapping[str, Any], dlib: Any) -> tuple[ToCh
     if "chip" in opts:
         raise PogdiffError("chip and aligner exclude each other.", exit_code=Exit.USAGE)
     fetch = _FETCH.format(option="predictor", file="shape_predictor_5_face_landmarks.dat")
-    predictor = dlib.shape_predictor(
-        str(existing_file(spec, opts.get("predictor"), "a shape predictor", fetch))
-    )
+    predictor = dlib.shape_predictor(str(existing_file(spec, opts.get("predictor"), "a shape predictor", fetch)))
     detector_path = opts.get("detector")
     if detector_path:
         fetch = _FETCH.format(option="detector", file="mmod_human_face_detector.dat")

@@ -59,18 +59,14 @@ class HubEncoder:
     pooling: str
     device: str
 
-    def embed(
-        self, images: Iterable[Image.Image], *, batch_size: int = 32, track: Track = untracked
-    ) -> Embeddings:
+    def embed(self, images: Iterable[Image.Image], *, batch_size: int = 32, track: Track = untracked) -> Embeddings:
         """Features (n, dim) of the chosen output, in float32."""
         return embed_in_batches(self._encode, images, self.dim, batch_size, track)
 
     def _encode(self, images: list[Image.Image]) -> NDArray[np.float32]:
         import torch
 
-        pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt")[
-            "pixel_values"
-        ]
+        pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
             output = self.model(pixel_values=pixels.to(self.device))
             features = _pooled(output, pixels.shape, self.model.config, self.pooling)  # (b, dim)
@@ -87,9 +83,7 @@ def _pooled(output: Any, shape: tuple[int, ...], config: Any, pooling: str) -> A
     if hidden.ndim == 4:
         if pooling == "mean":
             return hidden.mean(dim=(2, 3))
-        raise PogdiffError(
-            "This model has no class token.", hint="Use #mean or #pooler.", exit_code=Exit.USAGE
-        )
+        raise PogdiffError("This model has no class token.", hint="Use #mean or #pooler.", exit_code=Exit.USAGE)
     patch = getattr(config, "patch_size", None)
     side = patch if isinstance(patch, int) else (patch or [1])[0]
     patches = (shape[2] // side) * (shape[3] // side) if patch else hidden.shape[1] - 1
@@ -97,9 +91,7 @@ def _pooled(output: Any, shape: tuple[int, ...], config: Any, pooling: str) -> A
     if pooling == "mean":
         return hidden[:, max(0, before) :].mean(dim=1)
     if before < 1:
-        raise PogdiffError(
-            "This model has no class token.", hint="Use #mean or #pooler.", exit_code=Exit.USAGE
-        )
+        raise PogdiffError("This model has no class token.", hint="Use #mean or #pooler.", exit_code=Exit.USAGE)
     return hidden[:, 0]
 
 

@@ -38,9 +38,7 @@ class Preprocessing:
     def __call__(self, images: list[Image.Image]) -> NDArray[np.float32]:
         """Pictures -> (b, 3, h, w) or (b, h, w, 3)."""
         bilinear = Image.Resampling.BILINEAR
-        pixels = np.stack(
-            [np.asarray(i.convert("RGB").resize(self.size, bilinear), dtype=np.float32) for i in images]
-        )
+        pixels = np.stack([np.asarray(i.convert("RGB").resize(self.size, bilinear), dtype=np.float32) for i in images])
         if self.channels == "bgr":
             pixels = pixels[..., ::-1]
         mean, std = np.asarray(self.mean, dtype=np.float32), np.asarray(self.std, dtype=np.float32)
@@ -62,9 +60,7 @@ class OnnxGraph:
     output: str
     fixed_batch: int | None  # where the graph's batch size is written into it
 
-    def embed(
-        self, images: Iterable[Image.Image], *, batch_size: int = 32, track: Track = untracked
-    ) -> Embeddings:
+    def embed(self, images: Iterable[Image.Image], *, batch_size: int = 32, track: Track = untracked) -> Embeddings:
         """Features (n, dim): the output, flattened."""
         return embed_in_batches(self._encode, images, self.dim, self.fixed_batch or batch_size, track)
 
@@ -164,21 +160,15 @@ def _preprocessing(
 ) -> tuple[Preprocessing, int | None]:
     """What the options say, and what the graph's own input shape (b, 3, h, w) or (b, h, w, 3) says."""
     if len(shape) != 4 or 3 not in (shape[1], shape[3]):
-        raise PogdiffError(
-            f"The input of {spec} is {shape}, not a batch of RGB pictures.", exit_code=Exit.USAGE
-        )
+        raise PogdiffError(f"The input of {spec} is {shape}, not a batch of RGB pictures.", exit_code=Exit.USAGE)
     layout: Literal["nchw", "nhwc"] = "nchw" if shape[1] == 3 else "nhwc"
     height, width = (shape[2], shape[3]) if layout == "nchw" else (shape[1], shape[2])
     size = int(opts.get("size", 0))
     if not size and not (isinstance(height, int) and isinstance(width, int)):
-        raise PogdiffError(
-            f"{spec} takes pictures of any size.", hint="Set its option 'size'.", exit_code=Exit.USAGE
-        )
+        raise PogdiffError(f"{spec} takes pictures of any size.", hint="Set its option 'size'.", exit_code=Exit.USAGE)
     channels = opts.get("channels", "rgb")
     if channels not in ("rgb", "bgr"):
-        raise PogdiffError(
-            f"channels: {channels!r} is unknown.", hint="Name rgb or bgr.", exit_code=Exit.USAGE
-        )
+        raise PogdiffError(f"channels: {channels!r} is unknown.", hint="Name rgb or bgr.", exit_code=Exit.USAGE)
     prepare = Preprocessing(
         size=(size, size) if size else (int(width or 0), int(height or 0)),
         mean=_triple("mean", opts.get("mean", (0.0, 0.0, 0.0))),

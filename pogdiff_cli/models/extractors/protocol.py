@@ -50,16 +50,12 @@ class Extractor(Protocol):
         """How a picture becomes the network's input, JSON-able."""
         ...
 
-    def embed(
-        self, images: Iterable[Image.Image], *, batch_size: int = 32, track: Track = untracked
-    ) -> Embeddings:
+    def embed(self, images: Iterable[Image.Image], *, batch_size: int = 32, track: Track = untracked) -> Embeddings:
         """Features of the pictures, in their order; a batch at a time is taken from the iterable."""
         ...
 
 
-Encode = Callable[
-    [list[Image.Image]], NDArray[np.float32]
-]  # b pictures -> (b, dim), NaN rows where no face is
+Encode = Callable[[list[Image.Image]], NDArray[np.float32]]  # b pictures -> (b, dim), NaN rows where no face is
 
 
 def embed_in_batches(
@@ -67,9 +63,7 @@ def embed_in_batches(
 ) -> Embeddings:
     """Run ``encode`` over batches; a row of NaN stands for "no face" and becomes a missing row of zeros."""
     blocks = [np.empty((0, dim), dtype=np.float32)]
-    blocks.extend(
-        encode(batch) for batch in _batches(track(images, "Embedding images", _length(images)), batch_size)
-    )
+    blocks.extend(encode(batch) for batch in _batches(track(images, "Embedding images", _length(images)), batch_size))
     vectors = np.concatenate(blocks).astype(np.float32, copy=False)
     missing = np.asarray(np.isnan(vectors).all(axis=1), dtype=np.bool_)
     vectors[missing] = 0.0
@@ -93,9 +87,7 @@ def digest_of_files(files: Iterable[Path], preprocessing: Mapping[str, Any]) -> 
     for path in files:
         with path.open("rb") as file:
             digest.update(
-                hashlib.file_digest(file, "sha256").digest()
-                if hasattr(hashlib, "file_digest")
-                else _sha(file)
+                hashlib.file_digest(file, "sha256").digest() if hasattr(hashlib, "file_digest") else _sha(file)
             )
     return digest.hexdigest()
 
@@ -113,9 +105,7 @@ def refuse_unknown(spec: str, opts: Mapping[str, Any], known: Collection[str]) -
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known)) or 'none'}."
-            raise PogdiffError(
-                f"The extractor {spec} has no option {key!r}.", hint=hint, exit_code=Exit.USAGE
-            )
+            raise PogdiffError(f"The extractor {spec} has no option {key!r}.", hint=hint, exit_code=Exit.USAGE)
 
 
 def existing_file(spec: str, path: Any, what: str, hint: str) -> Path:

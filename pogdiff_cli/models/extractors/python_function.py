@@ -33,9 +33,7 @@ class PythonFunction:
     preprocessing: dict[str, Any]
     function: Callable[[list[Image.Image]], Any]
 
-    def embed(
-        self, images: Iterable[Image.Image], *, batch_size: int = 32, track: Track = untracked
-    ) -> Embeddings:
+    def embed(self, images: Iterable[Image.Image], *, batch_size: int = 32, track: Track = untracked) -> Embeddings:
         """Features (n, dim)."""
         return embed_in_batches(self._encode, images, self.dim, batch_size, track)
 
