@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit statuses of the command line (docs/reference.md lists them)."""
+    """Exit statuses of the command line (docs/commands.md lists them)."""
 
     OK = 0
     FAILURE = 1

@@ -13,7 +13,7 @@ from pogdiff_cli.cli.app import cli
 from pogdiff_cli.errors import Exit
 from pogdiff_cli.metrics.registry import METRICS, REQUESTS
 from pogdiff_cli.project.config import Config, dotted
-from pogdiff_cli.project.yaml_reader import parse_scalar
+from pogdiff_cli.project.yaml_reader import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -81,17 +81,22 @@ def test_every_key_of_the_configuration_is_documented_and_no_other() -> None:
 
 def test_documented_defaults_are_the_defaults() -> None:
     defaults = dotted(Config(), "", operational="with")
-    told = {key: parse_scalar(code(cell)[0]) for key, cell in documented_keys().items()}
+    told = {key: parse_yaml(code(cell)[0]).values for key, cell in documented_keys().items()}
     assert {key: told[key] for key in defaults} == defaults
+
+
+def test_keys_that_make_nothing_stale_are_marked() -> None:
+    rows = tables(prose(DOCS / "configuration.md"), ["key", "default", "meaning", "source"])
+    unmarked = {code(row[0])[0] for row in rows if not row[2].startswith("**(op)**")}
+    assert unmarked == set(dotted(Config(), "", operational="without"))
 
 
 def shared_options() -> dict[str, set[str]]:
     """Options of each shared group by its name, from the tables of commands.md."""
     found: dict[str, set[str]] = {}
-    for group, *_ in tables(sections(DOCS / "commands.md")["Shared options"], ["group", "option", "meaning"]):
-        found[group] = set()
-    for group, option, _ in tables(sections(DOCS / "commands.md")["Shared options"], ["group", "option", "meaning"]):
-        found[group] |= {word.split()[0] for word in code(option)}
+    lines = sections(DOCS / "commands.md")["Shared options"]
+    for group, option, _ in tables(lines, ["group", "option", "meaning"]):
+        found.setdefault(group, set()).update(word.split()[0] for word in code(option))
     return found
 
 
@@ -121,7 +126,8 @@ def test_every_exit_status_is_documented_and_no_other() -> None:
 
 
 def test_every_metric_is_documented_with_its_request_and_direction() -> None:
-    rows = tables(prose(DOCS / "evaluation.md"), ["metric", "asked for as", "better", "verdict", "definition"])
+    header = ["metric", "asked for as", "better", "verdict", "definition"]
+    rows = tables(prose(DOCS / "evaluation.md"), header)
     told = {code(row[0])[0]: (set(code(row[1])), row[2], row[3] == "yes") for row in rows}
     wanted = {
         name: (
@@ -142,7 +148,8 @@ def test_relative_links_lead_to_a_file_and_its_heading(page: Path) -> None:
         if "://" in link or link.startswith("mailto:"):
             continue
         path = (page.parent / target).resolve() if target else page
-        titles = [slug(line.lstrip("#")) for line in prose(path) if line.startswith("#")] if path.is_file() else []
+        lines = prose(path) if anchor and path.is_file() else []
+        titles = [slug(line.lstrip("#")) for line in lines if line.startswith("#")]
         if not path.exists() or (anchor and anchor not in titles):
             broken.append(link)
     assert broken == []

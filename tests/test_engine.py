@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from pogdiff_cli.data.pairs import Pairs
 from pogdiff_cli.data.sampling import RecordSampler
 from pogdiff_cli.engine import checkpoint
@@ -290,7 +291,7 @@ def test_memory_that_runs_out_says_what_would_fit(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     one.objective = greedy  # type: ignore[assignment]
-    with pytest.raises(PogdiffError, match="Out of memory with train.train_batch_size 4") as failure:
+    with pytest.raises(PogdiffError, match=r"Out of memory with train\.train_batch_size 4") as failure:
         one.run()
     assert failure.value.exit_code == Exit.MEMORY
     assert "gradient_accumulation_steps" in str(failure.value.hint)

@@ -72,7 +72,9 @@ def _status(arguments: list[str]) -> int:
     try:
         outcome: Any = cli.main(arguments, prog_name="pogdiff", standalone_mode=False, obj=session)
         return int(outcome) if isinstance(outcome, int) else int(Exit.OK)
-    except BaseException as problem:  # noqa: BLE001 - the last place that can say what happened
+    except SystemExit as ending:  # the shell's completion ends the program by itself
+        return ending.code if isinstance(ending.code, int) else int(Exit.FAILURE if ending.code else Exit.OK)
+    except BaseException as problem:  # the last place that can say what happened
         return int(_ended(session, problem))
     finally:
         session.close()

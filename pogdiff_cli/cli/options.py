@@ -86,10 +86,8 @@ def make_context(session: Session, options: dict[str, Any], extra: dict[str, Any
 
     ``extra`` maps dotted keys to the values of a command's own flags; unset ones are None and override nothing.
     """
-    from pogdiff_cli.engine.devices import select
     from pogdiff_cli.project.layout import open_project
     from pogdiff_cli.project.loading import parse_assignments
-    from pogdiff_cli.stages.context import Context
 
     display = set_display(
         session,
@@ -103,9 +101,21 @@ def make_context(session: Session, options: dict[str, Any], extra: dict[str, Any
     force, dry_run = options.pop("force", False), options.pop("dry_run", False)
     if force and dry_run:
         raise PogdiffError("--force and --dry-run exclude each other.", exit_code=Exit.USAGE)
+    # torch comes with these: a mistake in what was typed or configured is said before it is loaded
+    from pogdiff_cli.engine.devices import select
+    from pogdiff_cli.stages.context import Context
+
+    devices = select(options.pop("gpus", None))
+    if len(devices.used) > 1:
+        raise PogdiffError(
+            f"{len(devices.used)} GPUs are there, but this version uses one at a time.",
+            hint="Type --gpus 1, or name one, for instance --gpus 2,",
+            exit_code=Exit.USAGE,
+        )
+
     return Context(
         project=project,
-        devices=select(options.pop("gpus", None)),
+        devices=devices,
         command=session.command,
         track=display.track,
         say=display.say,

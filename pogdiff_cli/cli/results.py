@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 _MARKS = {"done": "[green]done[/]", "up to date": "[dim]up to date[/]", "planned": "[yellow]would run[/]"}
 
 
-def show_results(display: Display, results: Iterable[Result], *, emit: bool = True) -> None:
+def show_results(
+    display: Display, results: Iterable[Result], *, emit: Literal["at the end", "never"] = "at the end"
+) -> None:
     """One line a stage as it ends, its scores as a table; with --json everything at the end."""
     shown = []
     for result in results:
@@ -27,13 +29,12 @@ def show_results(display: Display, results: Iterable[Result], *, emit: bool = Tr
         display.line(f"{escape(result.key)}: {_MARKS[result.state]}{escape(reasons)}{_brief(result)}")
         if result.key.endswith("/evaluate") and result.facts:
             _scores(display, result.facts)
-    if emit:
+    if emit == "at the end":
         display.emit({"stages": [asdict(result) for result in shown]})
 
 
 def show_comparison(display: Display, comparison: Comparison) -> None:
     """A verdict for each group, and the differences behind it."""
-    display.emit(comparison.to_json())
     for group in comparison.groups:
         display.line(f"[bold]{escape(group.group)}[/] ({group.identities} identities): {escape(group.headline)}")
         rows = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,12 @@ from pogdiff_cli.cli.options import Session, make_context, set_display, stage_op
 from pogdiff_cli.errors import Exit, PogdiffError
 
 if TYPE_CHECKING:
-    from pogdiff_cli.stages.context import Context, Result
+    from pogdiff_cli.stages.context import Result
 
 
 @click.command()
 @stage_options
-@click.option("--captioner", help="template, files, hf:ID or py:module:function.")
+@click.option("--captioner", help="template, files or py:module:function.")
 @click.pass_obj
 def caption(session: Session, /, captioner: str | None, **options: Any) -> None:
     """Caption each training image under a generic name."""
@@ -80,7 +81,6 @@ def train(
 
     name = name or context.project.config.train.method
     context = road.for_run(context, name)
-    _one_device(context)
     run = context.project.run(name)
     show_results(session.display, _then(road.prepare_training(context, run), lambda: stage.run(context, run)))
 
@@ -136,15 +136,23 @@ def evaluate(
         run = context.project.run(each)
         one = road.for_run(context, each)
         results += [*road.prepare_evaluation(one, run), stage.run(one, run)]
-    show_results(session.display, results, emit=baseline is None)
+    show_results(session.display, results, emit="never")
     if context.mode == "dry-run":
+        session.display.emit({"stages": [asdict(result) for result in results]})
         return int(Exit.OK)
     last = context.project.run(chosen)
     comparison = stage.compare_runs(context, context.project.run(baseline), last) if baseline else None
+    gates = stage.gate_results(context, last, comparison)
+    session.display.emit(
+        {
+            "stages": [asdict(result) for result in results],
+            "comparison": None if comparison is None else comparison.to_json(),
+            "gates": [asdict(gate) for gate in gates],
+        }
+    )
     if comparison is not None:
         show_comparison(session.display, comparison)
-    failed = show_gates(session.display, stage.gate_results(context, last, comparison))
-    return int(Exit.GATE if failed else Exit.OK)
+    return int(Exit.GATE if show_gates(session.display, gates) else Exit.OK)
 
 
 @click.command()
@@ -168,8 +176,6 @@ def run(session: Session, /, **options: Any) -> None:
     """Run every stage that is not up to date, and write the report."""
     context = make_context(session, options)
     from pogdiff_cli.cli.results import show_results
-
-    _one_device(context)
     from pogdiff_cli.stages import report as last
     from pogdiff_cli.stages import road
 
@@ -181,15 +187,6 @@ def _then(first: Iterable[Result], last: Callable[[], Result]) -> Iterable[Resul
     """One after another, so that each is shown as soon as it has ended."""
     yield from first
     yield last()
-
-
-def _one_device(context: Context) -> None:
-    if len(context.devices.used) > 1:
-        raise PogdiffError(
-            f"{len(context.devices.used)} GPUs are there, but this version trains on one.",
-            hint="Type --gpus 1, or name one: --gpus 2,",
-            exit_code=Exit.USAGE,
-        )
 
 
 def _raw(

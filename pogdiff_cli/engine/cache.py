@@ -6,7 +6,6 @@ of it can be made again: a shard whose digest does not hold is left out and its 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pogdiff_cli.project.atomic import HIDDEN, explained, fsync_path
+from pogdiff_cli.project.digests import digest_bytes
 
 
 class TensorCache:
@@ -86,5 +86,4 @@ class TensorCache:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    return digest_bytes(path).removeprefix("sha256:")[:32]

@@ -40,7 +40,7 @@ def available() -> tuple[Device, ...]:
 def cpu() -> Device:
     """The processor, with the machine's memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    name = f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} cores"
+    name = f"{platform.machine()} CPU, {os.cpu_count() or 1} cores"
     return Device(kind="cpu", name=name, memory_bytes=memory)
 
 

@@ -202,7 +202,6 @@ class Trainer:
     def _skip(self, what: str) -> dict[str, Tensor]:
         """Leave the step out before it can spoil the weights; give up after a few in a row."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
         self.skipped += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MAX_NON_FINITE:
@@ -274,6 +273,8 @@ class Trainer:
                 parameter.copy_(snapshot.weights[name])
         checkpoint.restore_optimizer(self.optimizer, list(self.trainable), snapshot.optimizer)
         self.schedule.load_state_dict(snapshot.state["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate  # the schedule sets it at its next step only
         self.scaler.load_state_dict(snapshot.state["scaler"])
         if self.ema is not None:
             shadow = [snapshot.ema[name].to(self.device) for name in self.trainable]

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -155,9 +156,10 @@ class StableDiffusion:
         """``ddim``: the base's noise schedule under DDIM. ``native``: the scheduler that the base names."""
         if kind == "ddim":
             return DDIMScheduler.from_pretrained(self.folder, subfolder="scheduler", clip_sample=False)
-        return StableDiffusionPipeline.from_pretrained(
-            self.folder, vae=None, text_encoder=None, tokenizer=None, unet=None, safety_checker=None
-        ).scheduler
+        name = component_classes(self.folder).get("scheduler", "")
+        if not name.endswith("Scheduler") or not hasattr(diffusers, name):
+            raise PogdiffError(f"{self.folder}: the scheduler '{name}' is unknown.", exit_code=Exit.MISSING)
+        return getattr(diffusers, name).from_pretrained(self.folder, subfolder="scheduler")
 
     def pipeline(self, denoiser: nn.Module, *, scheduler: str) -> StableDiffusionPipeline:
         """Diffusers' own pipeline around the given UNet."""

@@ -8,6 +8,14 @@ from typing import Any
 
 from pogdiff_cli.errors import Exit, PogdiffError
 
+#: Parts of published pipelines that training and sampling do without.
+_NEVER_LOADED = ("safety_checker", "feature_extractor")
+
+
+def fetch_command(name: str) -> str:
+    """What to type to have a hub model's configuration and safetensors on this machine."""
+    return f"hf download {name} --include '*.json' --include '*/*.txt' --include '*.safetensors'"
+
 
 def resolve_pipeline(name_or_path: str, root: Path) -> Path:
     """The local folder of a diffusers pipeline: a folder (relative to the project), or a hub id in the cache.
@@ -31,7 +39,7 @@ def resolve_pipeline(name_or_path: str, root: Path) -> Path:
     except (LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
         raise PogdiffError(
             f"The weights of '{name_or_path}' are not on this machine.",
-            hint=f"Fetch them with:  hf download {name_or_path} --include '*.json' '*.txt' '*.safetensors'",
+            hint=f"Fetch them with:  {fetch_command(name_or_path)}",
             exit_code=Exit.MISSING,
         ) from None
 
@@ -49,7 +57,7 @@ def component_classes(folder: Path) -> dict[str, str]:
 def _checked(folder: Path, name: str) -> Path:
     index = _index(folder)
     for component, value in index.items():
-        if component.startswith("_"):
+        if component.startswith("_") or component in _NEVER_LOADED:
             continue
         library = value[0] if isinstance(value, list) and value else None
         if library not in (None, "diffusers", "transformers"):

@@ -72,18 +72,32 @@ def write_text(path: Path, text: str) -> None:
 def explained(path: Path) -> Iterator[None]:
     """Turn a full disk or a read-only folder into a message that says what to do."""
     try:
-        yield
+        with full_disk_explained(path):
+            yield
     except OSError as problem:
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise PogdiffError(
-                f"The disk is full: {path} could not be written; what was there is kept.",
-                hint="Free some space and type the same command again.",
-            ) from problem
         if problem.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise PogdiffError(
                 f"No permission to write {path}.", hint="Check who owns that folder, or choose another with -C."
             ) from problem
         raise
+
+
+@contextlib.contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Turn a full disk, whichever library met it, into a message that says what to do."""
+    try:
+        yield
+    except PogdiffError:
+        raise
+    except Exception as problem:
+        number = problem.errno if isinstance(problem, OSError) else None
+        # safetensors knows no errno, only the system's words
+        if number not in (errno.ENOSPC, errno.EDQUOT) and os.strerror(errno.ENOSPC) not in str(problem):
+            raise
+        raise PogdiffError(
+            f"The disk is full: {path} could not be written; what was there is kept.",
+            hint="Free some space and type the same command again.",
+        ) from problem
 
 
 def _take_place(temporary: Path, path: Path) -> None:

@@ -46,6 +46,7 @@ class CaptionConfig(Section):
     captioner: str = "template"
     prompts: tuple[str, ...] = ("An image of {name}.", "A photo of {name}.", "A portrait of {name}.")
     names: Literal["generic", "keep"] = "generic"  # Sec. 4.1: real names are replaced by random ones
+    allow_python: bool = Field(False, json_schema_extra=OPERATIONAL)  # whether captioner may name py:module:function
     batch_size: int = Field(4, ge=1, json_schema_extra=OPERATIONAL)
 
 
@@ -65,7 +66,7 @@ class DensityConfig(Section):
     temperature: float = Field(1.0, gt=0)
     mean: float = Field(1.0, gt=0)  # mean of psi's inverse density over the training set
     bound: Literal["elbo", "iwae"] = "elbo"  # Eq. (10)
-    samples: int = Field(64, ge=1)
+    samples: int = Field(64, ge=2)
     latent_dim: int = Field(16, ge=1)
     hidden_dim: int = Field(256, ge=1)
     steps: int | None = Field(None, ge=1)
@@ -158,12 +159,14 @@ class EvaluateConfig(Section):
 
     metrics: tuple[Metric, ...] = ("fid", "dino", "recall", "identity", "bleed", "copy")
     face: str = "dlib"
-    dino: str = "hf:facebook/dino-vits16#cls"
+    dino: str = "hf:facebook/dinov2-base#cls"  # App. B
     recall_threshold: float = Field(0.9, gt=0, lt=1)  # App. E
     copy_threshold: float = Field(0.98, gt=0, lt=1)
     true_set: Literal["heldout", "exact"] = "exact"  # Sec. 4.1: all images of the identity
     bootstrap: int = Field(2000, ge=100)
-    gates: dict[str, str] = Field(default_factory=dict, json_schema_extra=OPERATIONAL)  # judge scores, make none
+    gates: dict[str, str | float] = Field(
+        default_factory=dict, json_schema_extra=OPERATIONAL
+    )  # judge scores, make none
     batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
 
 

@@ -100,6 +100,8 @@ def plan_train(config: Config, run: str) -> StagePlan:
         inputs["density"] = "artifacts/density"
         after.append("fit-density")
     ignored = {f"train.{key}" for other, keys in _METHOD_KEYS.items() if other != method for key in keys}
+    if method == "cbdm":
+        ignored.add("train.caption_dropout")  # its one coin a batch takes that place
     if train.tuning == "full":
         ignored |= {f"train.{key}" for key in _LORA_KEYS}
     if not train.use_ema:

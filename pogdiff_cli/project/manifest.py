@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,9 +79,20 @@ class Manifest(Fact):
 
 def read_manifest(path: Path) -> Manifest:
     """Read and check; raises PogdiffError where the file is damaged or from a newer version."""
-    document = read_yaml(path)
-    values = document.values if isinstance(document.values, dict) else {}
-    version = values.get("schema_version")
+    try:
+        status = path.stat()
+    except OSError:
+        return _read(path, ())
+    state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return _read(path, state).model_copy(deep=True)
+
+
+@functools.lru_cache(maxsize=4)  # with many runs, parsing takes long, and every stage asks several times
+def _read(path: Path, state: tuple[int, ...]) -> Manifest:
+    del state  # part of the cache's key: another state of the file is read anew
+    values = read_yaml(path).values
+    values = {} if values is None else values
+    version = values.get("schema_version") if isinstance(values, dict) else None
     if isinstance(version, int) and version > SCHEMA:
         raise PogdiffError(
             f"{path} has schema {version}; this pogdiff knows up to {SCHEMA}.",
@@ -91,7 +103,7 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(values)
     except ValidationError as problem:
         first = problem.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part) for part in first["loc"]) or "its first line"
         raise PogdiffError(
             f"{path} is damaged at '{place}': {first['msg']}.",
             hint="Restore it from a backup, or delete it: stages then run again.",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.reader import ReaderError
 
 from pogdiff_cli.errors import Exit, PogdiffError
 
@@ -60,8 +61,9 @@ def parse_yaml(text: str, *, source: str = "<text>") -> Document:
     except yaml.MarkedYAMLError as problem:
         line = problem.problem_mark.line + 1 if problem.problem_mark else 1
         raise _refusal(source, line, problem.problem or "not valid YAML") from problem
-    except yaml.YAMLError as problem:
-        raise _refusal(source, 1, " ".join(str(problem).split())) from problem
+    except ReaderError as problem:
+        line = text.count("\n", 0, problem.position) + 1
+        raise _refusal(source, line, f"the character U+{ord(text[problem.position]):04X} is not allowed") from problem
     lines: dict[str, int] = {}
     values = None if node is None else _value(node, "", lines, source)
     return Document(values=values, lines=lines, source=source)

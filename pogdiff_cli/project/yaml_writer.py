@@ -13,7 +13,7 @@ def dump_yaml(values: Any) -> str:
 
 
 class _Plain(yaml.SafeDumper):
-    """Dumps without anchors, and quotes text that our reader would take for a number."""
+    """Dumps without anchors, and quotes text that would be read back as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         del data
@@ -21,7 +21,8 @@ class _Plain(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = '"' if _reads_as_something_else(value) else None
+    # a line break of any kind is written as its escape: PyYAML's other styles lose some of them
+    style = '"' if _reads_as_something_else(value) or not value.isprintable() else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

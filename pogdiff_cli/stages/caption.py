@@ -47,7 +47,7 @@ def _caption(context: Context, dataset: Dataset, attempt: Attempt, known: Mappin
     names = _names(context, dataset, known)
     requests = _requests(dataset, names)
     captioner = project.config.caption.captioner
-    if attempt == "anew":
+    if attempt == "anew" or captioner in ("template", "files"):  # these cost nothing, and names may have changed
         project.captions.unlink(missing_ok=True)
         if not known:
             project.names.unlink(missing_ok=True)
@@ -135,7 +135,7 @@ def _described(context: Context, dataset: Dataset, requests: Sequence[CaptionReq
     from pogdiff_cli.models.captioners import load_captioner
 
     config = context.project.config
-    captioner = load_captioner(config.caption.captioner)
+    captioner = load_captioner(config.caption.captioner, opts={"allow_python": config.caption.allow_python})
     names = {request.identity: request.name for request in requests}
     for start in range(0, len(requests), config.caption.batch_size):
         batch = requests[start : start + config.caption.batch_size]

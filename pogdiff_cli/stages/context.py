@@ -13,6 +13,7 @@ from pogdiff_cli import __version__
 from pogdiff_cli.engine.devices import Devices
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.progress import Track, untracked
+from pogdiff_cli.project.atomic import full_disk_explained
 from pogdiff_cli.project.layout import Project
 from pogdiff_cli.project.lineage import Freshness, StagePlan, freshness
 from pogdiff_cli.project.locks import locked
@@ -99,7 +100,8 @@ def _run(context: Context, plan: StagePlan, inputs: Mapping[str, str], body: Bod
     same = before is not None and before.parameters == plan.parameters and before.inputs == dict(inputs)
     update(context, plan.key, record)
     try:
-        made = body("go on" if same and context.mode != "force" else "anew")
+        with full_disk_explained(project.root):
+            made = body("go on" if same and context.mode != "force" else "anew")
     except BaseException:
         update(context, plan.key, record.model_copy(update={"state": "failed"}))
         raise

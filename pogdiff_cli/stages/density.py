@@ -87,7 +87,6 @@ def _fit(context: Context, dataset: Dataset) -> Made:
     }
     with atomic_folder(project.density) as folder:
         np.save(folder / "log_density.npy", fit.log_density, allow_pickle=False)
-        np.save(folder / "inverse_density.npy", inverse, allow_pickle=False)
         np.save(folder / "loss_curve.npy", fit.loss_curve, allow_pickle=False)
         fit.vae.save(folder / "vae.safetensors")
         (folder / "diagnostics.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")

@@ -43,6 +43,12 @@ def run(root: Path, *, template: str | None, images: Path | None, track: Track =
     source = find_template(name)
     if images is not None and not images.is_dir():
         raise PogdiffError(f"There is no folder {images}.", exit_code=Exit.DATA)
+    if images is not None and name == "faces":
+        raise PogdiffError(
+            "The template 'faces' brings its own photos.",
+            hint="For your pictures:  pogdiff init PATH --template sd15 --images DIR",
+            exit_code=Exit.USAGE,
+        )
     _refuse_occupied(root)
     counted = None if images is None else _read(root, images)
     assets = read_assets(source / "assets.yaml") if (source / "assets.yaml").is_file() and images is None else {}

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pogdiff_cli.data.records import read_records
-from pogdiff_cli.data.scan import scan
+import numpy as np
+
+from pogdiff_cli.data.copies import difference_hash, near_copies
+from pogdiff_cli.data.images import decode
+from pogdiff_cli.data.records import Records, read_records
+from pogdiff_cli.data.scan import Scan, scan
 from pogdiff_cli.data.summary import summarise
 from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.stages.caption import read_names
 from pogdiff_cli.stages.context import Context
 from pogdiff_cli.stages.inputs import load_adapter
+
+_COMPARED_AT_MOST = 20_000
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -27,11 +33,26 @@ def run(context: Context) -> dict[str, Any]:
         found,
         few_at_most=data.few_at_most,
         many_at_least=data.many_at_least,
+        near_duplicates=_near_duplicates(context, records, found),
         names=read_names(context) if project.names.is_file() else None,
         **_tokenizer(context),
     )
     write_text(project.root / "inspect.json", json.dumps(facts, indent=1, ensure_ascii=False))
     return facts
+
+
+def _near_duplicates(context: Context, records: Records, found: Scan) -> list[list[str]]:
+    """Groups of images that look alike; left out for sets too large to look at twice."""
+    rows = np.flatnonzero(found.ok)
+    if len(rows) > _COMPARED_AT_MOST:
+        context.say(f"More than {_COMPARED_AT_MOST} images: they are not searched for near duplicates.")
+        return []
+    names = [records.file_names[row] for row in rows]
+    hashes = (
+        (name, difference_hash(decode(context.project.images / name).image))
+        for name in context.track(names, "Comparing images", len(names))
+    )
+    return near_copies(hashes)
 
 
 def _tokenizer(context: Context) -> dict[str, Any]:

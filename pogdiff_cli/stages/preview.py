@@ -12,15 +12,18 @@ from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.stages.caption import read_names
 from pogdiff_cli.stages.context import Context
+from pogdiff_cli.stages.dataset import Dataset
 
 
-def previewer(context: Context, run: Run, adapter: Adapter) -> Callable[[int, nn.Module], None] | None:
+def previewer(
+    context: Context, run: Run, adapter: Adapter, dataset: Dataset
+) -> Callable[[int, nn.Module], None] | None:
     """What to call after each step; None where no validation images are asked for."""
     train = context.project.config.train
     every = train.validation_steps
     if every is None:
         return None
-    names = list(read_names(context).values())[: train.validation_identities]
+    names = _rarest(context, dataset)[: train.validation_identities]
 
     def preview(step: int, denoiser: nn.Module) -> None:
         if step % every == 0:
@@ -38,6 +41,13 @@ def previewer(context: Context, run: Run, adapter: Adapter) -> Callable[[int, nn
             denoiser.train()
 
     return preview
+
+
+def _rarest(context: Context, dataset: Dataset) -> list[str]:
+    """Names of the trained identities, fewest images first."""
+    names, counts = read_names(context), dataset.train_counts()
+    trained = [code for code in range(len(counts)) if counts[code]]
+    return [names[dataset.records.identity_names[code]] for code in sorted(trained, key=lambda code: counts[code])]
 
 
 def sampling_settings(context: Context) -> SamplingSettings:

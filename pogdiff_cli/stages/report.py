@@ -24,7 +24,7 @@ from pogdiff_cli.stages.dataset import Dataset, groups, load_dataset
 from pogdiff_cli.stages.density import inverse_density
 from pogdiff_cli.stages.evaluate import compare_runs, method_of, read_samples
 
-_LOSSES = ("denoise", "neighbour", "regulariser")
+_LOSSES = ("denoise", "neighbour")
 
 
 def run(context: Context, *, output: Path | None = None, baseline: str | None = None) -> Result:

@@ -47,7 +47,7 @@ def _train(
     context: Context, run: Run, plan: StagePlan, inputs: dict[str, str], dataset: Dataset, attempt: Attempt
 ) -> Made:
     config = context.project.config
-    if context.mode == "force":
+    if context.mode == "force" or config.train.resume_from_checkpoint == "none":
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     run.folder.mkdir(parents=True, exist_ok=True)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -70,7 +70,9 @@ def _train(
     )
     resumed = trainer.resume()
     _say_where(context, run, resumed, attempt)
-    outcome = trainer.run(track=context.track, label=f"Training {run.name}", at_step=previewer(context, run, adapter))
+    outcome = trainer.run(
+        track=context.track, label=f"Training {run.name}", at_step=previewer(context, run, adapter, dataset)
+    )
     with atomic_folder(run.final) as folder:
         write_final(adapter, trainer.final_denoiser(), folder, config.train.tuning)
     return Made(facts=_facts(context, run, dataset, batches, outcome))

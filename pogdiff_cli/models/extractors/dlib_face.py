@@ -24,7 +24,7 @@ from pogdiff_cli.progress import Track, untracked
 CHIP = 150  # side of the picture that the network takes
 DIM = 128
 _FETCH = (
-    "Run: pip download --no-deps face-recognition-models==0.1.3, unpack it, and set the option "
+    "Run: pip download --no-deps face-recognition-models==0.3.0, unpack it, and set the option "
     "'{option}' to its {file}."
 )
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the centre square

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,11 +129,10 @@ def _bytes() -> Any:
 def _load(source: _Source) -> tuple[Any, Any]:
     from transformers import AutoImageProcessor, AutoModel
 
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     common: dict[str, Any] = {
         "revision": source.revision,
         "trust_remote_code": False,
-        "local_files_only": source.local or offline,
+        "local_files_only": True,  # nothing is fetched without being asked for
     }
     try:
         image_processors: Any = AutoImageProcessor

@@ -1,0 +1,283 @@
+"""A changed setting makes stale the stages that depend on it, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pogdiff_cli.project.config import Config, dotted
+from pogdiff_cli.project.layout import Project
+from pogdiff_cli.project.lineage import Freshness, StagePlan, freshness, plan_run
+from pogdiff_cli.project.loading import load_config
+from pogdiff_cli.project.manifest import StageRecord
+
+ALL = {"caption", "index", "fit-density", "train", "sample", "evaluate"}
+SAMPLE = {"sample", "evaluate"}
+TRAIN = {"train"} | SAMPLE
+DENSITY = {"fit-density"} | TRAIN
+INDEX = {"index"} | TRAIN
+CAPTION = {"caption"} | DENSITY
+EVALUATE = {"evaluate"}
+NOTHING: set[str] = set()
+
+#: For every key: another value, and what it makes stale in a project whose run is PoGDiff, fully fine-tuned.
+TABLE: dict[str, tuple[Any, set[str]]] = {
+    # The weights and the random numbers reach everything but the index, which is computed from the images alone.
+    "pretrained_model_name_or_path": ("elsewhere", CAPTION),
+    "seed": (1, CAPTION),
+    # Where images lie does not matter, only what they are: their digest is an input of its own.
+    "data.images": ("pictures", NOTHING),
+    "data.metadata": (None, NOTHING),
+    "data.resolution": (256, TRAIN),
+    "data.resize": ("pad", TRAIN),
+    "data.few_at_most": (3, EVALUATE),
+    "data.many_at_least": (30, EVALUATE),
+    "data.max_unreadable": (0.5, NOTHING),
+    "caption.captioner": ("files", CAPTION),
+    "caption.prompts": (["{name}"], CAPTION),
+    "caption.names": ("keep", CAPTION),
+    "caption.allow_python": (True, NOTHING),
+    "caption.batch_size": (1, NOTHING),
+    "index.extractor": ("dlib", INDEX),
+    "index.k": (3, INDEX),
+    "index.batch_size": (1, NOTHING),
+    "density.text": ("prompt", DENSITY),
+    "density.scale": ("literal", DENSITY),
+    "density.temperature": (2.0, DENSITY),
+    "density.mean": (5.0, DENSITY),
+    "density.bound": ("iwae", DENSITY),
+    "density.samples": (8, DENSITY),
+    "density.latent_dim": (4, DENSITY),
+    "density.hidden_dim": (32, DENSITY),
+    "density.steps": (10, DENSITY),
+    "density.learning_rate": (1e-2, DENSITY),
+    "train.method": ("vanilla", TRAIN),
+    "train.a1": (0.5, TRAIN),
+    "train.a2": (0.5, TRAIN),
+    "train.a3": (0.5, TRAIN),
+    "train.psi_terms": (["img_sim"], TRAIN),
+    "train.neighbour_grad": ("stop", TRAIN),
+    "train.roulette": (0.1, TRAIN),
+    "train.sampling": ("sqrt", TRAIN),
+    "train.loss_weight": ("inverse_sqrt", TRAIN),
+    # What only another method reads is not read here.
+    "train.cbdm_tau": (0.5, NOTHING),
+    "train.cbdm_gamma": (0.5, NOTHING),
+    "train.cbdm_uniform": ("identity", NOTHING),
+    "train.cbdm_drop": (0.5, NOTHING),
+    "train.t2h_temperature": (0.5, NOTHING),
+    "train.tuning": ("lora", TRAIN),
+    "train.rank": (4, NOTHING),
+    "train.lora_alpha": (4.0, NOTHING),
+    "train.lora_targets": (["to_q"], NOTHING),
+    "train.max_train_steps": (10, TRAIN),
+    "train.train_batch_size": (2, TRAIN),
+    "train.gradient_accumulation_steps": (2, TRAIN),
+    "train.learning_rate": (1e-4, TRAIN),
+    "train.lr_scheduler": ("cosine", TRAIN),
+    "train.lr_warmup_steps": (5, TRAIN),
+    "train.adam_beta1": (0.8, TRAIN),
+    "train.adam_beta2": (0.99, TRAIN),
+    "train.adam_epsilon": (1e-6, TRAIN),
+    "train.adam_weight_decay": (0.0, TRAIN),
+    "train.max_grad_norm": (2.0, TRAIN),
+    "train.mixed_precision": ("no", TRAIN),
+    "train.gradient_checkpointing": (True, TRAIN),
+    "train.channels_last": (False, TRAIN),
+    "train.compile": (True, TRAIN),
+    "train.snr_gamma": (5.0, TRAIN),
+    "train.noise_offset": (0.1, TRAIN),
+    "train.caption_dropout": (0.2, TRAIN),
+    "train.random_flip": (True, TRAIN),
+    "train.use_ema": (True, TRAIN),
+    "train.ema_decay": (0.9, NOTHING),
+    "train.checkpointing_steps": (7, NOTHING),
+    "train.checkpoints_total_limit": (1, NOTHING),
+    "train.resume_from_checkpoint": ("none", NOTHING),
+    "train.validation_steps": (7, NOTHING),
+    "train.validation_identities": (1, NOTHING),
+    "train.logging_steps": (1, NOTHING),
+    "train.report_to": (["tensorboard"], NOTHING),
+    "train.dataloader_num_workers": (1, NOTHING),
+    "sample.prompt": ("{name}.", SAMPLE),
+    "sample.images_per_identity": (3, SAMPLE),
+    "sample.num_inference_steps": (5, SAMPLE),
+    "sample.guidance_scale": (2.0, SAMPLE),
+    "sample.eta": (1.0, SAMPLE),
+    "sample.scheduler": ("native", SAMPLE),
+    "sample.batch_size": (1, NOTHING),
+    "evaluate.metrics": (["fid"], EVALUATE),
+    "evaluate.face": ("hf:a/face#cls", EVALUATE),
+    "evaluate.dino": ("dlib", EVALUATE),
+    "evaluate.recall_threshold": (0.5, EVALUATE),
+    "evaluate.copy_threshold": (0.5, EVALUATE),
+    "evaluate.true_set": ("heldout", EVALUATE),
+    "evaluate.bootstrap": (500, EVALUATE),
+    # Gates judge scores that are there; they make none.
+    "evaluate.gates": ({"few.recall": ">= 0.5"}, NOTHING),
+    "evaluate.batch_size": (1, NOTHING),
+    "extractors": ({"dlib": {"weights": "other.dat"}}, EVALUATE),  # evaluate.face is dlib
+    "runs": ({"vanilla": {"train.method": "vanilla"}}, NOTHING),
+}
+
+
+class Road:
+    """A finished project on disk whose artifacts are one-line files, and what is stale under other settings."""
+
+    def __init__(self, root: Path, **base: Any) -> None:
+        self.root, self.base = root, base
+        (root / "pogdiff.yaml").write_text("")
+        manifest = self.project({}).manifest()
+        for plan in self.plans({}):
+            for path in plan.outputs:
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                (root / path).write_text(path)
+        project = self.project({})
+        for plan in self.plans({}):
+            record = StageRecord(
+                command="",
+                state="done",
+                parameters=plan.parameters,
+                inputs=self.inputs(project, plan),
+                outputs={path: str(project.digests.of(root / path)) for path in plan.outputs},
+            )
+            manifest.put(plan.key, record)
+        project.write_manifest(manifest)
+
+    def project(self, changes: dict[str, Any]) -> Project:
+        overrides = {**self.base, **changes}
+        return Project(self.root, load_config(self.root / "pogdiff.yaml", overrides=overrides, environment={}))
+
+    def plans(self, changes: dict[str, Any]) -> tuple[StagePlan, ...]:
+        return plan_run(self.project(changes).config, "a")
+
+    def inputs(self, project: Project, plan: StagePlan, data: str = "images") -> dict[str, str]:
+        known = {"data": data, "model": f"weights of {project.config.pretrained_model_name_or_path}"}
+        return {
+            name: known[name] if path is None else project.digests.of(self.root / path) or "missing"
+            for name, path in plan.inputs.items()
+        }
+
+    def states(self, changes: dict[str, Any], data: str = "images") -> dict[str, Freshness]:
+        project = self.project(changes)
+        states: dict[str, Freshness] = {}
+        for plan in self.plans(changes):
+            states[plan.key] = freshness(project, plan, self.inputs(project, plan, data), states)
+        return {key.rsplit("/", 1)[-1]: state for key, state in states.items()}
+
+    def stale(self, changes: dict[str, Any], data: str = "images") -> set[str]:
+        return {stage for stage, state in self.states(changes, data).items() if not state.fresh}
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
+    return Road(tmp_path_factory.mktemp("road"))
+
+
+def test_the_table_speaks_of_every_key_and_every_other_value_is_another() -> None:
+    defaults = dotted(Config(), "", operational="with")
+    assert set(TABLE) == set(defaults)
+    assert [key for key, (value, _) in TABLE.items() if value == defaults[key]] == []
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_a_changed_setting_makes_stale_what_depends_on_it_and_nothing_else(road: Road, key: str) -> None:
+    value, stale = TABLE[key]
+    assert road.stale({key: value}) == stale
+
+
+def test_with_nothing_changed_everything_is_up_to_date(road: Road) -> None:
+    assert road.stale({}) == NOTHING
+
+
+def test_other_images_make_everything_stale(road: Road) -> None:
+    assert road.stale({}, data="other images") == ALL
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "stale"),
+    [
+        # A stage that a method does not use never makes its run stale.
+        ({"train.method": "vanilla"}, {"index.k": 3}, {"index"}),
+        ({"train.method": "vanilla"}, {"density.latent_dim": 4}, {"fit-density"}),
+        ({"train.method": "vanilla"}, {"density.temperature": 2.0}, {"fit-density"}),
+        ({"train.method": "vanilla"}, {"train.a1": 0.5}, NOTHING),
+        ({"train.method": "cbdm"}, {"index.k": 3}, {"index"}),
+        ({"train.method": "cbdm"}, {"density.latent_dim": 4}, {"fit-density"}),
+        ({"train.method": "cbdm"}, {"train.cbdm_tau": 0.5}, TRAIN),
+        ({"train.method": "t2h"}, {"index.k": 3}, {"index"}),
+        ({"train.method": "t2h"}, {"density.latent_dim": 4}, DENSITY),
+        ({"train.method": "t2h"}, {"train.t2h_temperature": 2.0}, TRAIN),
+        ({"train.psi_terms": ["img_sim"]}, {"density.latent_dim": 4}, {"fit-density"}),
+        ({"train.psi_terms": ["inv_density"]}, {"density.latent_dim": 4}, DENSITY),
+        ({"density.text": "prompt"}, {"sample.prompt": "{name}."}, DENSITY),
+        ({"train.tuning": "lora"}, {"train.rank": 4}, TRAIN),
+        ({"train.use_ema": True}, {"train.ema_decay": 0.9}, TRAIN),
+        (
+            {"extractors": {"hf": {"revision": "a"}}, "evaluate.face": "dlib", "evaluate.dino": "dlib"},
+            {"extractors": {"hf": {"revision": "b"}}},
+            INDEX,
+        ),
+    ],
+)
+def test_what_a_run_does_not_read_does_not_make_it_stale(
+    tmp_path: Path, base: dict[str, Any], changes: dict[str, Any], stale: set[str]
+) -> None:
+    assert Road(tmp_path, **base).stale(changes) == stale
+
+
+def test_the_reason_names_the_key_with_both_values(road: Road) -> None:
+    states = road.states({"train.learning_rate": 1e-4})
+    assert states["train"].reasons == ("train.learning_rate: 1e-05 -> 0.0001",)
+    assert states["sample"].reasons == ("runs/a/train is not up to date",)
+
+
+@pytest.mark.parametrize(
+    ("harm", "stage", "reason"),
+    [
+        ("remove", "index", "artifacts/index is missing"),
+        ("change", "caption", "artifacts/captions.jsonl was changed by hand"),
+        ("fail", "sample", "did not finish"),
+        ("forget", "evaluate", "has not been run"),
+    ],
+)
+def test_what_happened_to_an_artifact_is_said(tmp_path: Path, harm: str, stage: str, reason: str) -> None:
+    road = Road(tmp_path)
+    project = road.project({})
+    manifest = project.manifest()
+    if harm == "remove":
+        (tmp_path / "artifacts/index").unlink()
+    elif harm == "change":
+        (tmp_path / "artifacts/captions.jsonl").write_text("mine")
+    elif harm == "fail":
+        manifest.runs["a"]["sample"].state = "failed"
+    else:
+        del manifest.runs["a"]["evaluate"]
+    project.write_manifest(manifest)
+    assert reason in road.states({})[stage].reasons
+
+
+def test_an_edited_file_of_the_same_size_is_noticed_and_an_untouched_one_is_not_read_again(tmp_path: Path) -> None:
+    road = Road(tmp_path)
+    project = road.project({})
+    file = tmp_path / "artifacts/captions.jsonl"
+    before = project.digests.of(file)
+    project.digests.save()
+    file.write_text(file.read_text().upper())
+    assert road.project({}).digests.of(file) != before
+
+
+def test_a_folders_digest_speaks_of_names_and_contents(tmp_path: Path) -> None:
+    road = Road(tmp_path)
+    digests = road.project({}).digests
+    seen = set()
+    for name, text in (("a", "1"), ("b", "1"), ("a", "2")):
+        folder = tmp_path / f"{name}{text}"
+        folder.mkdir()
+        (folder / name).write_text(text)
+        seen.add(digests.of(folder))
+    assert len(seen) == 3
+    assert digests.of(tmp_path / "nothing") is None
