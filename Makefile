@@ -25,12 +25,17 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
 	touch $@
 
+# tests that open pages need a browser; where there is none they are left out, and that is said
+BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+WITHOUT_BROWSER := $(if $(BROWSER),, and not browser)
+
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	@$(if $(BROWSER),,echo "No Chromium here: tests marked 'browser' are left out.")
+	$(BIN)/python -m pytest -m "not slow$(WITHOUT_BROWSER)"
 
 test-all: install
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

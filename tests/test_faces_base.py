@@ -13,6 +13,7 @@ import torch
 from pogdiff_cli.data.images import decode, from_array, to_array
 from pogdiff_cli.data.records import read_records
 from pogdiff_cli.models.stable_diffusion import StableDiffusion
+from pogdiff_cli.project.assets import read_assets
 from pogdiff_cli.project.templates import find_template
 
 FACES = find_template("faces")
@@ -38,14 +39,16 @@ def test_the_base_is_a_stable_diffusion_folder_of_at_most_20_megabytes() -> None
 
 def test_the_base_was_made_by_the_scripts_and_inputs_that_are_shipped_with_it() -> None:
     provenance = json.loads((BASE / "provenance.json").read_text())
-    for name, digest in provenance["files"].items():
+    for name, digest in provenance["inputs"]["files"].items():
         content = (FACES / name).read_bytes()
         assert hashlib.sha256(content).hexdigest() == digest, name
+    wheels = {asset.filename: asset.sha256 for asset in read_assets(FACES / "assets.yaml").values()}
+    assert wheels.items() <= provenance["inputs"]["wheels"].items()
 
 
 def test_the_weights_are_those_of_the_provenance() -> None:
     provenance = json.loads((BASE / "provenance.json").read_text())
-    for name, digest in provenance["weights"].items():
+    for name, digest in provenance["outputs"].items():
         assert hashlib.sha256((BASE / name).read_bytes()).hexdigest() == digest, name
 
 

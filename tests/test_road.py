@@ -12,6 +12,11 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image, dtype=int)
+
+
 def test_a_stage_run_twice_says_that_it_is_up_to_date(project: TinyProject) -> None:
     first = project("caption", "--json")
     again = project("caption", "--json")
@@ -40,7 +45,8 @@ def test_train_and_evaluate_as_typed_bring_up_to_date_what_comes_first(project: 
     assert type(final.unet).__name__ == "UNet2DConditionModel"
     images = sorted((root / "runs/pogdiff/samples").glob("*/*.png"))
     assert len(images) == 8
-    assert Image.open(images[0]).size == (32, 32)
+    with Image.open(images[0]) as image:
+        assert image.size == (32, 32)
     manifest = yaml.safe_load((root / "manifest.yaml").read_text())
     record = manifest["runs"]["pogdiff"]["train"]
     assert record["state"] == "done"
@@ -49,12 +55,12 @@ def test_train_and_evaluate_as_typed_bring_up_to_date_what_comes_first(project: 
     assert set(record["inputs"]) == {"data", "model", "captions", "index", "density"}
 
     # images that are there are kept; a lost one is made again from the same noise
-    before = np.asarray(Image.open(images[0]), dtype=int)
+    before = pixels(images[0])
     images[0].unlink()
     again = project("sample", "--json")
     facts = json.loads(again.out)["stages"][0]["facts"]
     assert (facts["generated"], facts["kept"]) == (1, 7)
-    after = np.asarray(Image.open(images[0]), dtype=int)
+    after = pixels(images[0])
     assert np.abs(after - before).max() <= 2  # the same noise; sums in a batch of one round otherwise
 
 

@@ -96,8 +96,9 @@ def _ended(session: Session, problem: BaseException) -> int:
     if isinstance(problem, Stopped):
         session.display.say(f"Stopped at step {problem.step}; type the same command again to go on.")
         return problem.exit_code
-    if isinstance(problem, MemoryError):
-        session.display.error(PogdiffError("This machine ran out of memory.", exit_code=Exit.MEMORY))
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        hint = "Lower the batch_size of that section, for instance --set sample.batch_size=1."
+        session.display.error(PogdiffError("Out of memory.", hint=hint, exit_code=Exit.MEMORY))
         return Exit.MEMORY
     if not isinstance(problem, BrokenPipeError):
         session.display.crash(problem)

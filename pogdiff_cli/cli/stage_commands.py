@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -79,8 +79,10 @@ def train(
     from pogdiff_cli.stages import road
     from pogdiff_cli.stages import train as stage
 
+    # a run that is named goes on as it was begun; without a name the file says what is trained
+    recorded: Literal["keep", "ignore"] = "keep" if name else "ignore"
     name = name or context.project.config.train.method
-    context = road.for_run(context, name)
+    context = road.for_run(context, name, recorded=recorded)
     run = context.project.run(name)
     show_results(session.display, _then(road.prepare_training(context, run), lambda: stage.run(context, run)))
 

@@ -61,7 +61,7 @@ def _index(context: Context, dataset: Dataset) -> Made:
         label="Embedding images",
         batch_size=config.batch_size,
     )
-    faceless: NDArray[np.bool_] = np.isnan(vectors).any(axis=1)
+    faceless = np.asarray(np.isnan(vectors).any(axis=1))
     found = nearest(np.nan_to_num(vectors), config.k)
     similarities = np.where(faceless[:, None] | faceless[found.rows], 0.0, found.similarities).astype(np.float32)
     identity = dataset.records.identity[rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.project.layout import Project, Run, open_project
@@ -38,7 +38,7 @@ def prepare_evaluation(context: Context, run: Run) -> Iterator[Result]:
 def whole_road(context: Context, runs: list[str]) -> Iterator[Result]:
     """Every stage of every run that is not up to date, in order."""
     for name in runs:
-        one = for_run(context, name)
+        one = for_run(context, name, recorded="ignore")
         run = one.project.run(name)
         yield from prepare_training(one, run)
         yield train.run(one, run)
@@ -51,11 +51,14 @@ def run_names(project: Project) -> list[str]:
     return list(project.config.runs) or [project.config.train.method]
 
 
-def for_run(context: Context, name: str) -> Context:
-    """The context with the run's own settings: typed now, before ``runs.NAME``, before what its training was told."""
+def for_run(context: Context, name: str, *, recorded: Literal["keep", "ignore"] = "keep") -> Context:
+    """The context with the run's own settings: those typed now, then ``runs.NAME``, then what its training was told.
+
+    ``ignore`` leaves out the last: what was once typed for a run that the file declares holds for that once.
+    """
     declared = context.project.config.runs.get(name, {})
-    recorded = context.project.manifest().record(f"runs/{name}/train")
-    earlier = {} if recorded is None else dict(recorded.facts.get("overrides", {}))
+    record = context.project.manifest().record(f"runs/{name}/train")
+    earlier = {} if record is None or recorded == "ignore" else dict(record.facts.get("overrides", {}))
     typed: dict[str, Any] = {**earlier, **context.overrides}
     overrides = {**earlier, **declared, **context.overrides}
     return replace(context, project=open_project(context.project.root, overrides), overrides=typed)
@@ -75,8 +78,9 @@ def status(context: Context, runs: list[str]) -> list[Freshness]:
     """Each stage with the reasons why it is not up to date."""
     dataset = load_dataset(context)
     found: dict[str, Freshness] = {}
+    declared = run_names(context.project)
     for name in runs:
-        one = for_run(context, name)
+        one = for_run(context, name, recorded="ignore" if name in declared else "keep")
         for plan in plan_run(one.project.config, name):
             if plan.key not in found:
                 found[plan.key] = _freshness(one, plan, dataset, found)

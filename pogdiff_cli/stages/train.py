@@ -20,7 +20,7 @@ from pogdiff_cli.engine.trainer import Outcome, Places, Trainer
 from pogdiff_cli.engine.tuning import write_final
 from pogdiff_cli.method import neighbour_weights
 from pogdiff_cli.models.adapter import Adapter
-from pogdiff_cli.project.atomic import atomic_folder, write_text
+from pogdiff_cli.project.atomic import atomic_folder, sweep, write_text
 from pogdiff_cli.project.config import Config
 from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.project.layout import Run
@@ -50,6 +50,8 @@ def _train(
     if context.mode == "force" or config.train.resume_from_checkpoint == "none":
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     run.folder.mkdir(parents=True, exist_ok=True)
+    for folder in (run.folder, run.checkpoints):
+        sweep(folder)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_text(run.folder / "config.resolved.yaml", resolved)
     adapter = load_adapter(context)
