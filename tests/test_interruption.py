@@ -20,9 +20,15 @@ SETTINGS = ("--set", STEPS, "--set", "train.checkpointing_steps=4", "--set", "tr
 def start(project: TinyProject, run: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pogdiff_cli", "train", "-C", str(project.root), *project.flags, *SETTINGS]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.Popen(
-        [*command, "--name", run, "--set", "train.method=pogdiff"], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    with said(project, run).open("w") as sink:
+        return subprocess.Popen(
+            [*command, "--name", run, "--set", "train.method=pogdiff"], env=environment, stderr=sink, text=True
+        )
+
+
+def said(project: TinyProject, run: str) -> Path:
+    """What the last process of a run wrote to its standard error."""
+    return project.root / f"{run}.stderr.txt"
 
 
 def steps_done(project: TinyProject, run: str) -> int:
@@ -49,7 +55,7 @@ def equal(first: dict[str, object], second: dict[str, object]) -> bool:
 
 def test_a_run_that_is_killed_and_typed_again_ends_in_the_same_bits(project: TinyProject) -> None:
     whole = start(project, "whole")
-    assert whole.wait(300) == 0, whole.stderr and whole.stderr.read()
+    assert whole.wait(300) == 0, said(project, "whole").read_text()
     killed = start(project, "killed")
     wait_for(project, "killed", 7, killed)
     killed.send_signal(signal.SIGKILL)
@@ -58,12 +64,10 @@ def test_a_run_that_is_killed_and_typed_again_ends_in_the_same_bits(project: Tin
     wait_for(project, "killed", 13, terminated)
     terminated.send_signal(signal.SIGTERM)
     assert terminated.wait(120) == 143
-    assert terminated.stderr is not None
-    assert "type the same command again" in terminated.stderr.read()
+    assert "type the same command again" in said(project, "killed").read_text()
     again = start(project, "killed")
     assert again.wait(300) == 0
-    assert again.stderr is not None
-    assert "goes on at step" in again.stderr.read()
+    assert "goes on at step" in said(project, "killed").read_text()
     assert equal(final_weights(project, "whole"), final_weights(project, "killed"))
     assert not equal(final_weights(project, "whole"), load_file(_base(project)))
 
