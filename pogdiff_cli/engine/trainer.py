@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader
 from pogdiff_cli.engine import checkpoint
 from pogdiff_cli.engine.batches import Batches, HostBatch
 from pogdiff_cli.engine.interruption import Request, listening
+from pogdiff_cli.engine.memory import memory_explained
 from pogdiff_cli.engine.metrics_log import MetricsLog
 from pogdiff_cli.engine.objectives import Batch, Objective
 from pogdiff_cli.engine.tuning import prepare
+from pogdiff_cli.engine.window import Window
 from pogdiff_cli.errors import Exit, PogdiffError, Stopped
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.progress import Track, untracked
@@ -128,16 +130,16 @@ class Trainer:
         """Train up to ``max_train_steps``; ``at_step(step, denoiser)`` is called after each step."""
         resumed_at = self.step
         log = MetricsLog(self.places.metrics, resumed_at=resumed_at, tensorboard=self.places.tensorboard)
-        window = _Window()
+        window = Window()
         started = time.monotonic()
-        with listening() as request, contextlib.closing(log), _explained(self.train):
+        with listening() as request, contextlib.closing(log), memory_explained(self.train):
             steps = track(self._host_batches(), label, self.train.max_train_steps - self.step)
             for micro_batches in steps:
                 window.add(self._optimise(micro_batches), micro_batches)
                 self.step += 1
                 if self.step % self.train.logging_steps == 0 or self.step == self.train.max_train_steps:
                     log.write(self.step, window.means() | {"lr": self.schedule.get_last_lr()[0]})
-                    window = _Window()
+                    window = Window()
                 if at_step is not None:
                     at_step(self.step, self.denoiser)
                 self._save_where_due(request)
@@ -281,49 +283,3 @@ class Trainer:
             self.ema.load_state_dict(self.ema.state_dict() | snapshot.state["ema"] | {"shadow_params": shadow})
         self.step = snapshot.step
         self.skipped = int(snapshot.state["skipped"])
-
-
-class _Window:
-    """Sums of what happened since the last logged step; tensors stay on the device until asked for."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}
-        self._started = time.monotonic()
-
-    def add(self, parts: dict[str, Tensor], micro_batches: list[HostBatch]) -> None:
-        for name, value in parts.items():
-            self._add(name, value)
-        for batch in micro_batches:
-            for name, fact in batch.facts.items():
-                self._add(name, fact)
-
-    def means(self) -> dict[str, float]:
-        values = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
-        steps = max(self._counts.values(), default=1)
-        return values | {"seconds_per_step": (time.monotonic() - self._started) / steps}
-
-    def _add(self, name: str, value: Any) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + value
-        self._counts[name] = self._counts.get(name, 0) + 1
-
-
-@contextlib.contextmanager
-def _explained(train: TrainConfig) -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as problem:
-        if isinstance(problem, RuntimeError) and not _is_out_of_memory(problem):
-            raise
-        raise PogdiffError(
-            f"Out of memory with train.train_batch_size {train.train_batch_size}.",
-            hint=(
-                "Halve train.train_batch_size and double train.gradient_accumulation_steps (the same global batch), "
-                "or set train.gradient_checkpointing: true, or train.tuning: lora."
-            ),
-            exit_code=Exit.MEMORY,
-        ) from problem
-
-
-def _is_out_of_memory(problem: RuntimeError) -> bool:
-    return isinstance(problem, torch.OutOfMemoryError) or "allocate memory" in str(problem)
