@@ -48,7 +48,8 @@ def run(context: Context, *, output: Path | None = None, baseline: str | None = 
         warnings=tuple(_warnings(context, dataset)),
     )
     if context.mode != "dry-run":
-        render(data, path)
+        for page in context.track([data], "Writing the report", 1):
+            render(page, path)
     state: Any = "planned" if context.mode == "dry-run" else "done"
     facts = {"report": path.name, "runs": [item.name for item in runs]}
     return Result(key="report", state=state, facts=facts)
