@@ -18,6 +18,7 @@ from pogdiff_cli.engine.cache import TensorCache
 from pogdiff_cli.engine.objectives import make_objective
 from pogdiff_cli.engine.trainer import Places, Trainer
 from pogdiff_cli.engine.tuning import load_final, write_final
+from pogdiff_cli.engine.window import Window
 from pogdiff_cli.errors import Exit, PogdiffError, Stopped
 from pogdiff_cli.method import neighbour_weights
 from pogdiff_cli.models.stable_diffusion import StableDiffusion
@@ -207,6 +208,20 @@ def test_a_split_into_micro_batches_draws_the_same_and_learns_the_same(
     parts.run()
     for name, tensor in weights(whole).items():
         assert torch.allclose(tensor, weights(parts)[name], rtol=1e-4, atol=2e-5), name
+
+
+def test_logged_means_and_seconds_are_those_of_steps_not_of_micro_batches(
+    caches: dict[str, TensorCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 6.0])
+    monkeypatch.setattr("pogdiff_cli.engine.window.time.monotonic", lambda: next(clock))
+    made = batches(caches, TrainConfig(train_batch_size=2, gradient_accumulation_steps=2))
+    window = Window()
+    for step in range(3):
+        window.add({"denoise": torch.tensor(float(step))}, [made[2 * step], made[2 * step + 1]])
+    means = window.means()
+    assert means["denoise"] == pytest.approx(1.0)
+    assert means["seconds_per_step"] == pytest.approx(2.0)
 
 
 def test_checkpoints_of_other_settings_are_not_gone_on_with(

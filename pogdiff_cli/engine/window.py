@@ -16,10 +16,12 @@ class Window:
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
+        self._steps = 0
         self._started = time.monotonic()
 
     def add(self, parts: dict[str, Tensor], micro_batches: list[HostBatch]) -> None:
         """Take in one optimizer step: its loss parts, and the facts of its micro-batches."""
+        self._steps += 1  # counted here: a skipped step has no parts, and facts come once a micro-batch
         for name, value in parts.items():
             self._add(name, value)
         for batch in micro_batches:
@@ -29,8 +31,7 @@ class Window:
     def means(self) -> dict[str, float]:
         """Means since the window was opened, and the seconds a step took."""
         values = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
-        steps = max(self._counts.values(), default=1)
-        return values | {"seconds_per_step": (time.monotonic() - self._started) / steps}
+        return values | {"seconds_per_step": (time.monotonic() - self._started) / max(self._steps, 1)}
 
     def _add(self, name: str, value: Any) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + value

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pogdiff_cli import __version__
 from pogdiff_cli.engine.devices import Devices
-from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.progress import Track, untracked
 from pogdiff_cli.project.atomic import full_disk_explained
 from pogdiff_cli.project.layout import Project
@@ -141,17 +141,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def require(context: Context, plan: StagePlan) -> None:
-    """Refuse (exit 4) to go on where a prerequisite has not been made."""
-    record = context.project.manifest().record(plan.key)
-    if record is None or record.state != "done":
-        raise PogdiffError(
-            f"'{plan.key}' has not been made yet.",
-            hint=f"Run 'pogdiff {plan.stage}' first.",
-            exit_code=Exit.MISSING,
-        )
 
 
 def _stamp(manifest: Manifest, context: Context) -> None:

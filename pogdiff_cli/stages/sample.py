@@ -14,7 +14,7 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.project.atomic import atomic_file, write_text
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.lineage import plan_sample
-from pogdiff_cli.report.contact_sheet import Row, contact_sheet
+from pogdiff_cli.report.contact_sheet import Row, write_contact_sheet
 from pogdiff_cli.report.content import Picture
 from pogdiff_cli.stages.caption import read_names
 from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
@@ -93,7 +93,7 @@ def _write_contact_sheet(run: Run, requests: dict[str, list[ImageRequest]], name
         for identity, group in list(requests.items())[:_SHEET_ROWS]
     ]
     with atomic_file(run.samples / "contact_sheet.png") as path:
-        contact_sheet(rows).save(path)
+        write_contact_sheet(rows, path)
 
 
 def _noise_key(identity: str) -> int:
