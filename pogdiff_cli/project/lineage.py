@@ -17,6 +17,8 @@ _METHOD_KEYS = {
     "t2h": {"t2h_temperature"},
     "vanilla": set(),
 }
+#: How log densities become weights (Eq. 11): training does that, and one density serves runs that differ in it.
+_INVERSE_KEYS = ("density.scale", "density.temperature", "density.mean")
 _LORA_KEYS = {"rank", "lora_alpha", "lora_targets"}
 
 
@@ -77,9 +79,10 @@ def plan_index(config: Config) -> StagePlan:
 def plan_density(config: Config) -> StagePlan:
     """Text VAE and log density of each training caption."""
     prompt = ("sample.prompt",) if config.density.text == "prompt" else ()
+    wanted = _pick(config, "seed", "density", "pretrained_model_name_or_path", *prompt)
     return StagePlan(
         key="fit-density",
-        parameters=_pick(config, "seed", "density", "pretrained_model_name_or_path", *prompt),
+        parameters={key: value for key, value in wanted.items() if key not in _INVERSE_KEYS},
         inputs={"captions": "artifacts/captions.jsonl", "names": "artifacts/names.yaml", "model": None},
         outputs=("artifacts/density",),
         after=("caption",),
@@ -106,7 +109,7 @@ def plan_train(config: Config, run: str) -> StagePlan:
         ignored |= {f"train.{key}" for key in _LORA_KEYS}
     if not train.use_ema:
         ignored.add("train.ema_decay")
-    shape = ("density.scale", "density.temperature", "density.mean") if "density" in inputs else ()
+    shape = _INVERSE_KEYS if method == "pogdiff" and "density" in inputs else ()
     wanted = _pick(config, "seed", "train", "data.resolution", "data.resize", "pretrained_model_name_or_path", *shape)
     return StagePlan(
         key=f"runs/{run}/train",

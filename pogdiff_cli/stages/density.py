@@ -72,11 +72,10 @@ def _fit(context: Context, dataset: Dataset) -> Made:
         samples=density.samples,
         track=context.track,
     )
-    inverse = inverse_density(project.config, fit.log_density)
     identity = dataset.records.identity[dataset.train_rows]
     counts = dataset.train_counts()[identity]
     few = np.array([group == "few" for group in groups(context, dataset)])[identity]
-    diagnostics = density_diagnostics(fit.log_density, counts, few, inverse_density=inverse)
+    diagnostics = density_diagnostics(fit.log_density, counts, few)
     facts: dict[str, Any] = {
         "captions": len(texts),
         "distinct": len(set(texts)),
