@@ -9,28 +9,24 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pogdiff_cli.data.pairs import Pairs
-from pogdiff_cli.data.sampling import RecordSampler, exposure, loss_weights
-from pogdiff_cli.engine.batches import Batches, DrawSettings, TrainingRows
-from pogdiff_cli.engine.cache import TensorCache
-from pogdiff_cli.engine.encode import encode_latents, encode_texts, latent_cache, latent_key
+from pogdiff_cli.data.sampling import exposure
+from pogdiff_cli.engine.batches import Batches
+from pogdiff_cli.engine.encode import encode_texts
 from pogdiff_cli.engine.metrics_log import read_metrics
 from pogdiff_cli.engine.objectives import make_objective
 from pogdiff_cli.engine.trainer import Outcome, Places, Trainer
 from pogdiff_cli.engine.tuning import write_final
-from pogdiff_cli.method import neighbour_weights
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.atomic import atomic_folder, sweep, write_text
 from pogdiff_cli.project.config import Config
 from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.lineage import StagePlan, plan_train
+from pogdiff_cli.stages import training_data
 from pogdiff_cli.stages.caption import caption_texts
 from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, load_dataset, refuse_untrainable
-from pogdiff_cli.stages.density import inverse_density, read_log_density
-from pogdiff_cli.stages.index import read_index
-from pogdiff_cli.stages.inputs import backbone_digest, caption_cache, input_digests, load_adapter
+from pogdiff_cli.stages.inputs import caption_cache, input_digests, load_adapter
 from pogdiff_cli.stages.preview import previewer
 
 
@@ -56,12 +52,12 @@ def _train(
     write_text(run.folder / "config.resolved.yaml", resolved)
     adapter = load_adapter(context)
     captions = caption_texts(context, dataset)
-    latents = _latents(context, adapter, dataset)
+    latents = training_data.latents(context, adapter, dataset)
     texts = caption_cache(context)
     encode_texts(texts, adapter, [*captions, ""], track=context.track)
     if config.train.validation_steps is None:
         adapter.free_encoders()
-    batches = _batches(config, adapter, dataset, context, captions, latents, texts)
+    batches = training_data.batches(config, adapter, dataset, context, captions, latents, texts)
     trainer = Trainer(
         adapter=adapter,
         objective=_objective(config, adapter),
@@ -78,96 +74,6 @@ def _train(
     with atomic_folder(run.final) as folder:
         write_final(adapter, trainer.final_denoiser(), folder, config.train.tuning)
     return Made(facts=_facts(context, run, dataset, batches, outcome))
-
-
-def _latents(context: Context, adapter: Adapter, dataset: Dataset) -> TensorCache:
-    config = context.project.config
-    data = config.data
-    cache = latent_cache(
-        context.project.cache,
-        vae_digest=backbone_digest(context, "vae"),
-        resolution=data.resolution,
-        resize=data.resize,
-    )
-    if cache.damaged:
-        context.say(f"{len(cache.damaged)} damaged cache files are left out; their images are encoded again.")
-    rows = dataset.train_rows
-    flips = (False, True) if config.train.random_flip else (False,)
-    images = {
-        latent_key(key, flipped=flip): path
-        for flip in flips
-        for key, path in zip(dataset.keys(rows), dataset.paths(rows), strict=True)
-    }
-    encode_latents(cache, adapter, images, resolution=data.resolution, resize=data.resize, track=context.track)
-    return cache
-
-
-def _batches(
-    config: Config,
-    adapter: Adapter,
-    dataset: Dataset,
-    context: Context,
-    captions: list[str],
-    latents: TensorCache,
-    texts: TensorCache,
-) -> Batches:
-    train = config.train
-    identity = dataset.records.identity[dataset.train_rows]
-    return Batches(
-        rows=_rows(config, dataset, context, captions),
-        settings=DrawSettings(
-            method=train.method,
-            seed=config.seed,
-            global_batch=train.train_batch_size * train.gradient_accumulation_steps,
-            rows_per_micro_batch=train.train_batch_size,
-            timesteps=adapter.timesteps,
-            caption_dropout=train.caption_dropout,
-            random_flip=train.random_flip,
-            noise_offset=train.noise_offset,
-            a1=train.a1,
-            a2=train.a2,
-            psi_terms=train.psi_terms,
-            roulette=train.roulette,
-            cbdm_drop=train.cbdm_drop,
-            cbdm_uniform=train.cbdm_uniform,
-        ),
-        sampler=RecordSampler(identity, train.sampling, config.seed),
-        latents=latents,
-        texts=texts,
-        micro_batches=train.gradient_accumulation_steps,
-    )
-
-
-def _rows(config: Config, dataset: Dataset, context: Context, captions: list[str]) -> TrainingRows:
-    project, train = context.project, config.train
-    rows = dataset.train_rows
-    identity = dataset.records.identity[rows]
-    pairs = inverse = log_density = None
-    if train.method == "pogdiff":
-        found = read_index(project, len(rows))
-        pairs = Pairs(
-            rows=found.rows,
-            similarities=found.similarities,
-            weights=neighbour_weights(found.similarities),
-            identity=identity,
-            texts=captions,
-        )
-        share = pairs.same_text_share()
-        if share > 0.3:
-            context.say(f"{share:.0%} of the neighbours have the very same caption: they teach nothing.")
-        if "inv_density" in train.psi_terms:
-            inverse = inverse_density(config, read_log_density(project, len(rows)))
-    if train.method == "t2h":
-        log_density = read_log_density(project, len(rows))
-    return TrainingRows(
-        image_keys=dataset.keys(rows),
-        captions=captions,
-        identity=identity,
-        loss_weight=loss_weights(identity, train.loss_weight),
-        pairs=pairs,
-        inverse_density=inverse,
-        log_density=log_density,
-    )
 
 
 def _objective(config: Config, adapter: Adapter) -> Any:
