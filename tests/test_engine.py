@@ -218,7 +218,7 @@ def test_logged_means_and_seconds_are_those_of_steps_not_of_micro_batches(
     made = batches(caches, TrainConfig(train_batch_size=2, gradient_accumulation_steps=2))
     window = Window()
     for step in range(3):
-        window.add({"denoise": torch.tensor(float(step))}, [made[2 * step], made[2 * step + 1]])
+        window.add({"denoise": torch.tensor(float(step))}, [*made[2 * step], *made[2 * step + 1]])
     means = window.means()
     assert means["denoise"] == pytest.approx(1.0)
     assert means["seconds_per_step"] == pytest.approx(2.0)

@@ -59,6 +59,9 @@ _QUIET_LIBRARIES = {
     "TQDM_DISABLE": "1",
 }
 
+#: Set in processes that another pogdiff started (engine/launch.py, which is loaded only there).
+_WORKER = "POGDIFF_LAUNCH_FOLDER"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
@@ -66,7 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _status(arguments: list[str]) -> int:
-    session = Session(command="pogdiff " + shlex.join(arguments))
+    session = Session(command="pogdiff " + shlex.join(arguments), arguments=tuple(arguments))
+    if _WORKER in os.environ:
+        from pogdiff_cli.cli.worker import run_worker
+
+        return run_worker(lambda: _outcome(session, arguments))
+    return _outcome(session, arguments)
+
+
+def _outcome(session: Session, arguments: list[str]) -> int:
     for variable, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(variable, value)
     try:
@@ -75,21 +86,22 @@ def _status(arguments: list[str]) -> int:
     except SystemExit as ending:  # the shell's completion ends the program by itself
         return ending.code if isinstance(ending.code, int) else int(Exit.FAILURE if ending.code else Exit.OK)
     except BaseException as problem:  # the last place that can say what happened
-        return int(_ended(session, problem))
+        return int(_ended(session, problem))  # negative: see worker.ended
     finally:
         session.close()
 
 
 def _ended(session: Session, problem: BaseException) -> int:
     """What a failure is to the user: a message and an exit status."""
+    if isinstance(problem, (PogdiffError, Stopped)) and _WORKER in os.environ:
+        from pogdiff_cli.cli.worker import ended
+
+        return ended(session, problem)
+    if isinstance(problem, (click.exceptions.Exit, click.ClickException)):
+        return _ended_by_click(problem)
     if isinstance(problem, PogdiffError):
         session.display.error(problem)
         return problem.exit_code
-    if isinstance(problem, click.exceptions.Exit):
-        return int(problem.exit_code)
-    if isinstance(problem, click.ClickException):
-        problem.show()
-        return Exit.USAGE
     if isinstance(problem, (KeyboardInterrupt, click.Abort)):
         session.display.say("Interrupted.")
         return Exit.INTERRUPTED
@@ -103,3 +115,10 @@ def _ended(session: Session, problem: BaseException) -> int:
     if not isinstance(problem, BrokenPipeError):
         session.display.crash(problem)
     return Exit.FAILURE
+
+
+def _ended_by_click(problem: click.exceptions.Exit | click.ClickException) -> int:
+    if isinstance(problem, click.exceptions.Exit):
+        return int(problem.exit_code)
+    problem.show()
+    return Exit.USAGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ class Session:
     """One invocation: what was typed, and how it is shown."""
 
     command: str
+    arguments: tuple[str, ...] = ()
     _display: Display | None = None
 
     @property
@@ -34,10 +36,11 @@ class Session:
         return self._display
 
     def configure(self, *, json_output: bool = False, verbosity: int = 0) -> None:
-        """Choose how much is shown, and as what."""
+        """Choose how much is shown, and as what. Of several processes only the first shows results."""
         from pogdiff_cli.cli.console import Display
 
-        self._display = Display(json_output=json_output, verbosity=verbosity)
+        speaks = os.environ.get("RANK", "0") == "0" or int(os.environ.get("WORLD_SIZE", "1")) < 2
+        self._display = Display(json_output=json_output and speaks, verbosity=verbosity if speaks else -1)
 
     def close(self) -> None:
         """Take progress bars away."""
@@ -67,12 +70,19 @@ def project_options(function: F) -> F:
 def stage_options(function: F) -> F:
     """What every stage takes."""
     options = (
-        click.option("--gpus", metavar="N|LIST|none", help="How many GPUs, which, or none. Default: the first."),
+        click.option("--gpus", metavar="N|LIST|none", help="How many GPUs, which, or none. Default: a free one."),
         click.option("--force", is_flag=True, help="Do it again though it is up to date."),
         click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
         click.option("--no-prerequisites", is_flag=True, help="Refuse, rather than run, what has to come first."),
     )
     return project_options(_applied(function, options))
+
+
+def sharded_stage_options(function: F) -> F:
+    """What every stage takes that several processes share."""
+    from pogdiff_cli.cli.processes import process_options
+
+    return stage_options(process_options(function))
 
 
 def set_display(session: Session, *, json_output: bool, quiet: bool, verbose: bool) -> Display:
@@ -102,20 +112,19 @@ def make_context(session: Session, options: dict[str, Any], extra: dict[str, Any
     if force and dry_run:
         raise PogdiffError("--force and --dry-run exclude each other.", exit_code=Exit.USAGE)
     # torch comes with these: a mistake in what was typed or configured is said before it is loaded
-    from pogdiff_cli.engine.devices import select
+    from pogdiff_cli.cli.processes import in_world, taken_from
     from pogdiff_cli.stages.context import Context
 
-    devices = select(options.pop("gpus", None))
-    if len(devices.used) > 1:
-        raise PogdiffError(
-            f"{len(devices.used)} GPUs are there, but this version uses one at a time.",
-            hint="Type --gpus 1, or name one, for instance --gpus 2,",
-            exit_code=Exit.USAGE,
-        )
-
+    launches = "max_restarts" in options and not dry_run
+    typed = taken_from(options)
+    world, devices = in_world(session, typed, locks=project.cache / "locks", launches=launches)
+    if force and _started_again():
+        force = False  # what the first attempt has made is this command's own
     return Context(
         project=project,
         devices=devices,
+        world=world,
+        sharing="shared" if typed.share_gpus else "exclusive",
         command=session.command,
         track=display.track,
         say=display.say,
@@ -123,6 +132,12 @@ def make_context(session: Session, options: dict[str, Any], extra: dict[str, Any
         overrides=overrides,
         prerequisites="refuse" if options.pop("no_prerequisites", False) else "run",
     )
+
+
+def _started_again() -> bool:
+    from pogdiff_cli.engine.launch import restarts
+
+    return restarts() > 0
 
 
 def _applied(function: F, options: tuple[Callable[[F], F], ...]) -> F:

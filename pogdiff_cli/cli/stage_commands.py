@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pogdiff_cli.cli.options import Session, make_context, set_display, stage_options
+from pogdiff_cli.cli.options import Session, make_context, set_display, sharded_stage_options, stage_options
 from pogdiff_cli.errors import Exit, PogdiffError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@stage_options
+@sharded_stage_options
 @click.option("--captioner", help="template, files or py:module:function.")
 @click.pass_obj
 def caption(session: Session, /, captioner: str | None, **options: Any) -> None:
@@ -30,7 +30,7 @@ def caption(session: Session, /, captioner: str | None, **options: Any) -> None:
 
 
 @click.command()
-@stage_options
+@sharded_stage_options
 @click.option("--extractor", help="dlib, hf:ID#cls, onnx:PATH or py:module:function.")
 @click.option("-k", type=int, help="Neighbours of each image.")
 @click.pass_obj
@@ -57,7 +57,7 @@ def fit_density(session: Session, /, text: str | None, **options: Any) -> None:
 
 
 @click.command()
-@stage_options
+@sharded_stage_options
 @click.option("--method", help="pogdiff, vanilla, cbdm or t2h.")
 @click.option("--sampling", help="natural, sqrt, balanced or repeat_factor.")
 @click.option("--max-train-steps", type=int, help="Optimizer steps.")
@@ -88,7 +88,7 @@ def train(
 
 
 @click.command()
-@stage_options
+@sharded_stage_options
 @click.option("--run", "name", help="The run. Default: the last one trained.")
 @click.option("--images-per-identity", type=int, help="Images of each identity.")
 @click.pass_obj
@@ -104,7 +104,7 @@ def sample(session: Session, /, name: str | None, images_per_identity: int | Non
 
 
 @click.command()
-@stage_options
+@sharded_stage_options
 @click.option("--metrics", help="Comma-separated: fid,kid,prdc,dino,recall,identity,bleed,copy.")
 @click.option("--run", "name", help="The run. Default: the last one trained.")
 @click.option("--baseline", help="Compare with this run.")
@@ -172,7 +172,7 @@ def report(session: Session, /, output: Path | None, baseline: str | None, **opt
 
 
 @click.command()
-@stage_options
+@sharded_stage_options
 @click.pass_obj
 def run(session: Session, /, **options: Any) -> None:
     """Run every stage that is not up to date, and write the report."""

@@ -73,7 +73,7 @@ class HostBatch:
     facts: dict[str, float] = field(default_factory=dict)
 
 
-class Batches(Dataset[HostBatch]):
+class Batches(Dataset[list[HostBatch]]):
     """Item ``step * micro_batches + micro`` is one micro-batch of this rank."""
 
     def __init__(
@@ -98,11 +98,11 @@ class Batches(Dataset[HostBatch]):
         self._text_keys = [text_key(caption) for caption in rows.captions]
         self._empty_key = text_key("")
 
-    def __getitem__(self, item: int) -> HostBatch:
+    def __getitem__(self, item: int) -> list[HostBatch]:
         step, micro = divmod(item, self.micro_batches)
         size = self.settings.rows_per_micro_batch
         slots = np.arange(size, dtype=np.int64) + self.first_slot + micro * size
-        return self.draw(step, slots)
+        return [self.draw(step, slots)]
 
     def draw(self, step: int, slots: NDArray[np.int64]) -> HostBatch:
         """The rows of the global batch's ``slots`` at ``step``."""

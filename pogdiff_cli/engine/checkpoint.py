@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pogdiff_cli.engine.parallel import like
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.project.atomic import HIDDEN, atomic_folder, fsync_path
 from pogdiff_cli.project.digests import digest_bytes
@@ -118,8 +119,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], flat: 
     for path, tensor in flat.items():
         key, name = path.split("/", 1)
         parameter = parameters[position[name]]
-        # a fused kernel pairs elements by memory: the state needs the strides of the weights
-        laid_out = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+        laid_out = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
         state.setdefault(position[name], {})[key] = laid_out
     whole = optimizer.state_dict()
     whole["state"] = state

@@ -14,14 +14,15 @@ from pogdiff_cli.project.manifest import Device
 
 @dataclass(frozen=True, kw_only=True)
 class Devices:
-    """The devices that a command uses: CUDA devices in order, or the CPU alone."""
+    """The devices that a command uses on this machine: CUDA devices in order, or the CPU alone."""
 
     used: tuple[Device, ...]
+    local_rank: int = 0
 
     @property
-    def first(self) -> torch.device:
-        """Where single-device work happens."""
-        device = self.used[0]
+    def own(self) -> torch.device:
+        """The device of this process."""
+        device = self.used[self.local_rank % len(self.used)]
         return torch.device(device.kind, device.index) if device.kind == "cuda" else torch.device("cpu")
 
     @property
@@ -44,15 +45,15 @@ def cpu() -> Device:
     return Device(kind="cpu", name=name, memory_bytes=memory)
 
 
-def select(gpus: str | None) -> Devices:
-    """``None``: the first GPU, else the CPU. ``none``: the CPU. ``4``: four GPUs. ``0,2``: those two."""
+def select(gpus: str | None, *, local_rank: int = 0, local_size: int = 1) -> Devices:
+    """``None``: a GPU for each local process, else the CPU. ``none``: the CPU. ``4``: four GPUs. ``0,2``: those two."""
     found = available()
     if gpus is None:
-        return Devices(used=found[:1] or (cpu(),))
+        return Devices(used=found[:local_size] or (cpu(),), local_rank=local_rank)
     if gpus.strip().lower() in ("none", "0"):
-        return Devices(used=(cpu(),))
+        return Devices(used=(cpu(),), local_rank=local_rank)
     wanted = _indices(gpus, found)
-    return Devices(used=tuple(found[index] for index in wanted))
+    return Devices(used=tuple(found[index] for index in wanted), local_rank=local_rank)
 
 
 def _indices(gpus: str, found: tuple[Device, ...]) -> list[int]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
+from pogdiff_cli.engine.world import World
 from pogdiff_cli.errors import Exit
 
 
@@ -45,3 +48,47 @@ def listening() -> Iterator[Request]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Agreement:
+    """What was asked of any process, known to all of them one step later, so that no step waits for it.
+
+    Every process calls ``after_step`` once a step and acts on what it returns: all save, or stop, at the same one.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._asked: Any = None
+        self._work: Any = None
+        if world.size > 1:
+            import torch.distributed as dist
+
+            # a group of its own: these messages pass those of gradients
+            self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=world.timeout))
+
+    def after_step(self, request: Request) -> Request:
+        """What all processes do now."""
+        if self._world.size == 1:
+            agreed = Request(stop=request.stop, save=request.save)
+            request.save = False
+            return agreed
+        import torch
+        import torch.distributed as dist
+
+        agreed = self._answer()
+        self._asked = torch.tensor([int(request.stop or 0), int(request.save)])
+        request.save = False
+        self._work = dist.all_reduce(self._asked, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return agreed
+
+    def close(self) -> None:
+        """Wait for the last message, so that none is under way when the processes part."""
+        self._answer()
+
+    def _answer(self) -> Request:
+        if self._work is None:
+            return Request()
+        self._work.wait()
+        self._work = None
+        stop, save = (int(value) for value in self._asked)
+        return Request(stop=Exit(stop) if stop else None, save=bool(save))

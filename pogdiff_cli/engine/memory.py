@@ -4,11 +4,47 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 
+from pogdiff_cli.engine.batches import HostBatch
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.project.config import TrainConfig
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)  # the last only where it says so
+#: Fields of a host batch that do not have one row for each of its rows.
+_OTHER_ROWS = {"facts", "neighbour", "neighbour_rows", "neighbour_psi", "transfer_x0", "transfer_log_density"}
+
+
+def in_pieces(batch: HostBatch, pieces: int) -> list[HostBatch]:
+    """The same rows in ``pieces`` batches, or in as many as there are rows; draws, terms and sums stay as they are."""
+    rows = len(batch.rows)
+    if pieces == 1 or rows == 1:
+        return [batch]
+    size = -(-rows // pieces)
+    return [_piece(batch, start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _piece(batch: HostBatch, start: int, stop: int) -> HostBatch:
+    own: dict[str, Any] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if field.name in _OTHER_ROWS or value is None:
+            continue
+        own[field.name] = {k: v[start:stop] for k, v in value.items()} if isinstance(value, dict) else value[start:stop]
+    here = (batch.neighbour_rows >= start) & (batch.neighbour_rows < stop)
+    neighbour = None
+    if batch.neighbour is not None and bool(here.any()):
+        neighbour = {name: tensor[here] for name, tensor in batch.neighbour.items()}
+    return replace(
+        batch,
+        **own,
+        neighbour=neighbour,
+        neighbour_rows=batch.neighbour_rows[here] - start,
+        neighbour_psi=batch.neighbour_psi[here],
+    )
 
 
 @contextlib.contextmanager
@@ -16,18 +52,19 @@ def memory_explained(train: TrainConfig) -> Iterator[None]:
     """Turn an out-of-memory failure of the body into advice (exit 5)."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as problem:
-        if isinstance(problem, RuntimeError) and not _is_out_of_memory(problem):
+    except OUT_OF_MEMORY as problem:
+        if not is_out_of_memory(problem):
             raise
         raise PogdiffError(
             f"Out of memory with train.train_batch_size {train.train_batch_size}.",
             hint=(
                 "Halve train.train_batch_size and double train.gradient_accumulation_steps (the same global batch), "
-                "or set train.gradient_checkpointing: true, or train.tuning: lora."
+                "or set train.on_out_of_memory: halve, train.gradient_checkpointing: true, or train.tuning: lora."
             ),
             exit_code=Exit.MEMORY,
         ) from problem
 
 
-def _is_out_of_memory(problem: RuntimeError) -> bool:
-    return isinstance(problem, torch.OutOfMemoryError) or "allocate memory" in str(problem)
+def is_out_of_memory(problem: BaseException) -> bool:
+    """True for what the allocators of the CPU and of CUDA raise."""
+    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(problem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,32 @@ import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from pogdiff_cli.engine import checkpoint
 from pogdiff_cli.engine.batches import Batches, HostBatch
-from pogdiff_cli.engine.interruption import Request, listening
-from pogdiff_cli.engine.memory import memory_explained
+from pogdiff_cli.engine.feed import host_batches, on_device
+from pogdiff_cli.engine.interruption import Agreement, Request, listening
+from pogdiff_cli.engine.memory import OUT_OF_MEMORY, in_pieces, is_out_of_memory, memory_explained
 from pogdiff_cli.engine.metrics_log import MetricsLog
-from pogdiff_cli.engine.objectives import Batch, Objective
+from pogdiff_cli.engine.objectives import Objective
+from pogdiff_cli.engine.optimizer import GuardedStep, make_optimizer
+from pogdiff_cli.engine.parallel import (
+    gathered,
+    lost_processes_explained,
+    refuse_unlike_starts,
+    replicated,
+    shard,
+    unsynchronised,
+)
+from pogdiff_cli.engine.state import State
 from pogdiff_cli.engine.tuning import prepare
 from pogdiff_cli.engine.window import Window
+from pogdiff_cli.engine.world import World
 from pogdiff_cli.errors import Exit, PogdiffError, Stopped
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.progress import Track, untracked
 from pogdiff_cli.project.config import TrainConfig
 
-MAX_NON_FINITE = 5
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,6 +51,15 @@ class Outcome:
     seconds: float
     seconds_per_step: float
     skipped_steps: int
+    pieces: int  # into which micro-batches were cut for want of memory
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Taken:
+    """One optimizer step, still on the device: loss parts (0 where it was left out), and whether it was finite."""
+
+    parts: dict[str, Tensor]
+    finite: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +72,7 @@ class Places:
 
 
 class Trainer:
-    """One run on one device. ``fingerprint`` names the settings: checkpoints of others are not resumed."""
+    """One run. ``fingerprint`` names its settings: checkpoints of others are not resumed."""
 
     def __init__(
         self,
@@ -64,27 +83,29 @@ class Trainer:
         train: TrainConfig,
         places: Places,
         fingerprint: str,
+        world: World | None = None,
     ) -> None:
         self.adapter, self.objective, self.batches = adapter, objective, batches
         self.train, self.places, self.fingerprint = train, places, fingerprint
+        self.world = world or World()
         self.device = adapter.device
         if train.mixed_precision == "fp16" and self.device.type != "cuda":
             raise PogdiffError(
                 "train.mixed_precision fp16 needs a GPU.", hint="Use bf16 or no on the CPU.", exit_code=Exit.USAGE
             )
         self.denoiser: Any = adapter.load_denoiser().train()
-        self.trainable = prepare(self.denoiser, train)
-        if train.channels_last:
-            self.denoiser.to(memory_format=torch.channels_last)
-        parameters = list(self.trainable.values())
-        self.optimizer = torch.optim.AdamW(
-            parameters,
-            lr=train.learning_rate,
-            betas=(train.adam_beta1, train.adam_beta2),
-            eps=train.adam_epsilon,
-            weight_decay=train.adam_weight_decay,
-            fused=True,
-        )
+        with torch.random.fork_rng(devices=[]):  # a LoRA's start is drawn: the same in every process and attempt
+            torch.manual_seed(batches.settings.seed)
+            prepare(self.denoiser, train)
+        # a sharded parameter has to be contiguous
+        channels_last = train.channels_last and (train.parallel == "ddp" or self.world.size == 1)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            self.denoiser.to(memory_format=self.layout)
+        shard(self.denoiser, self.world, train.parallel)
+        self.trainable = {name: p for name, p in self.denoiser.named_parameters() if p.requires_grad}
+        refuse_unlike_starts(self.trainable, self.world)
+        self.optimizer = make_optimizer(list(self.trainable.values()), train)
         self.schedule = get_scheduler(
             train.lr_scheduler,
             optimizer=self.optimizer,
@@ -92,18 +113,31 @@ class Trainer:
             num_training_steps=train.max_train_steps,
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=train.mixed_precision == "fp16")
+        self.guard = GuardedStep(self.optimizer, self.scaler, max_norm=train.max_grad_norm, device=self.device)
+        parameters = list(self.trainable.values())
         self.ema = EMAModel(parameters, decay=train.ema_decay, use_ema_warmup=False) if train.use_ema else None
-        self.forward: Any = torch.compile(self.denoiser) if train.compile else self.denoiser
+        compiled: Any = torch.compile(self.denoiser) if train.compile else self.denoiser
+        self.forward: Any = replicated(compiled, self.world, train.parallel)
         self.step = 0
-        self.skipped = 0
-        self._skipped_in_a_row = 0
+        self.pieces = 1
+        self._skipped_before = 0
+
+    @property
+    def _state(self) -> State:
+        return State(
+            trainable=self.trainable,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            scaler=self.scaler,
+            ema=self.ema,
+        )
 
     def resume(self) -> int:
         """Load what ``train.resume_from_checkpoint`` names; returns the step reached (0: a fresh start)."""
         wanted = self.train.resume_from_checkpoint
         if wanted == "none":
             return 0
-        path = checkpoint.latest_whole(self.places.checkpoints) if wanted == "latest" else Path(wanted)
+        path = self._latest() if wanted == "latest" else Path(wanted)
         if path is None:
             return 0
         if wanted != "latest" and not path.is_absolute():
@@ -117,8 +151,26 @@ class Trainer:
                 hint="Give the run another name with --name.",
                 exit_code=Exit.MISSING,
             )
-        self._restore(snapshot)
+        if not self._same_batch(snapshot):
+            return 0
+        self._state.restore(snapshot)
+        self.step = snapshot.step
+        self._skipped_before = int(snapshot.state["skipped"])
         return self.step
+
+    def _same_batch(self, snapshot: checkpoint.Snapshot) -> bool:
+        """Whether the checkpoint's global batch is this run's. Another number of processes may be an oversight."""
+        theirs, ours = int(snapshot.state["global_batch"]), self.batches.settings.global_batch
+        processes = int(snapshot.state["processes"])
+        if theirs != ours and processes != self.world.size:
+            raise PogdiffError(
+                f"The checkpoints of this run have a global batch of {theirs} ({processes} processes); "
+                f"here it would be {ours} ({self.world.size}).",
+                hint=f"Start {processes} processes as before; or choose train.train_batch_size and "
+                f"train.gradient_accumulation_steps such that the global batch is {theirs}; or --force a new start.",
+                exit_code=Exit.USAGE,
+            )
+        return theirs == ours
 
     def run(
         self,
@@ -129,20 +181,23 @@ class Trainer:
     ) -> Outcome:
         """Train up to ``max_train_steps``; ``at_step(step, denoiser)`` is called after each step."""
         resumed_at = self.step
-        log = MetricsLog(self.places.metrics, resumed_at=resumed_at, tensorboard=self.places.tensorboard)
-        window = Window()
         started = time.monotonic()
-        with listening() as request, contextlib.closing(log), memory_explained(self.train):
-            steps = track(self._host_batches(), label, self.train.max_train_steps - self.step)
-            for micro_batches in steps:
-                window.add(self._optimise(micro_batches), micro_batches)
+        with contextlib.ExitStack() as stack:
+            request = stack.enter_context(listening())
+            stack.enter_context(memory_explained(self.train))
+            stack.enter_context(lost_processes_explained(self.world))
+            log = self._open_log(stack, resumed_at)
+            agreement = stack.enter_context(contextlib.closing(Agreement(self.world)))
+            window = Window()
+            steps = host_batches(self.batches, self.train, first_step=self.step, device=self.device)
+            for group in track(steps, label, self.train.max_train_steps - self.step):
+                taken = self._optimise(group)
+                window.add(taken.parts, group, finite=taken.finite)
                 self.step += 1
-                if self.step % self.train.logging_steps == 0 or self.step == self.train.max_train_steps:
-                    log.write(self.step, window.means() | {"lr": self.schedule.get_last_lr()[0]})
-                    window = Window()
+                window = self._log_where_due(log, window)
                 if at_step is not None:
                     at_step(self.step, self.denoiser)
-                self._save_where_due(request)
+                self._save_where_due(agreement.after_step(request))
         seconds = time.monotonic() - started
         done = self.train.max_train_steps - resumed_at
         return Outcome(
@@ -151,90 +206,66 @@ class Trainer:
             seconds=round(seconds, 3),
             seconds_per_step=round(seconds / max(done, 1), 5),
             skipped_steps=self.skipped,
+            pieces=self.pieces,
         )
 
-    def final_denoiser(self) -> nn.Module:
-        """The network to keep: the moving average where there is one."""
-        if self.ema is not None:
-            self.ema.copy_to(self.trainable.values())
-        return self.denoiser.eval()  # type: ignore[no-any-return]
+    @property
+    def skipped(self) -> int:
+        """Steps left out so far, those before a resume included; waits for the device."""
+        return self._skipped_before + int(self.guard.skipped)
 
-    def _host_batches(self) -> Iterator[list[HostBatch]]:
-        micro = self.train.gradient_accumulation_steps
-        workers = self.train.dataloader_num_workers
-        loader: DataLoader[HostBatch] = DataLoader(
-            self.batches,
-            batch_size=None,
-            sampler=range(self.step * micro, self.train.max_train_steps * micro),
-            num_workers=workers,
-            pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if workers else None,
-        )
-        group: list[HostBatch] = []
-        for batch in loader:
-            group.append(batch)
-            if len(group) == micro:
-                yield group
-                group = []
+    def final_denoiser(self) -> nn.Module | None:
+        """The network to keep: the moving average where there is one. None but in the main process."""
+        kept = dict(zip(self.trainable, self.ema.shadow_params, strict=True)) if self.ema else self.trainable
+        if self.train.parallel == "ddp" or self.world.size == 1:
+            return self._with(self.denoiser, kept).eval() if self.world.main else None
+        full = gathered(kept, self.world)
+        if not self.world.main:
+            return None
+        fresh: Any = self.adapter.load_denoiser()
+        prepare(fresh, self.train)
+        return self._with(fresh, full).eval()
 
-    def _optimise(self, micro_batches: list[HostBatch]) -> dict[str, Tensor]:
-        rows = sum(len(batch.rows) for batch in micro_batches)
+    @staticmethod
+    def _with(denoiser: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+        with torch.no_grad():
+            for name, parameter in denoiser.named_parameters():
+                if name in values:
+                    parameter.copy_(values[name])
+        return denoiser
+
+    def _optimise(self, group: list[HostBatch]) -> Taken:
+        """One optimizer step. Where the memory does not suffice and halving is allowed: in smaller pieces."""
+        while True:
+            pieces = [piece for batch in group for piece in in_pieces(batch, self.pieces)]
+            try:
+                return self._attempt(pieces, rows=sum(len(batch.rows) for batch in group))
+            except OUT_OF_MEMORY as problem:
+                cannot = self.train.on_out_of_memory == "stop" or self.world.size > 1
+                if cannot or not is_out_of_memory(problem) or len(pieces) >= sum(len(b.rows) for b in group):
+                    raise
+            self.optimizer.zero_grad(set_to_none=True)
+            self.pieces *= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _attempt(self, pieces: list[HostBatch], *, rows: int) -> Taken:
         parts: dict[str, Tensor] = {}
-        for host in micro_batches:
-            with self._autocast():
-                loss = self.objective(self._predict, self._on_device(host), denominator=rows)
-            if not torch.isfinite(loss.value):
-                return self._skip("loss")
-            self.scaler.scale(loss.value).backward()
+        for number, host in enumerate(pieces, start=1):
+            with unsynchronised(self.forward, "last" if number == len(pieces) else "not last"):
+                with self._autocast():
+                    batch = on_device(host, self.adapter, snr_gamma=self.train.snr_gamma, layout=self.layout)
+                    loss = self.objective(self._predict, batch, denominator=rows)
+                self.scaler.scale(loss.value).backward()
             for name, value in loss.parts.items():  # they add up over micro-batches, as the loss does
                 parts[name] = parts.get(name, torch.zeros_like(value)) + value
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(list(self.trainable.values()), self.train.max_grad_norm)
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):
-            return self._skip("gradient")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        norm, finite = self.guard(list(self.trainable.values()))
         self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.step(self.trainable.values())
-        self._skipped_in_a_row = 0
-        return parts | {"grad_norm": norm.detach()}
-
-    def _skip(self, what: str) -> dict[str, Tensor]:
-        """Leave the step out before it can spoil the weights; give up after a few in a row."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.skipped += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= MAX_NON_FINITE:
-            raise PogdiffError(
-                f"The {what} was not finite {MAX_NON_FINITE} times in a row, up to step {self.step + 1}.",
-                hint="Lower train.learning_rate, or set train.mixed_precision to bf16 or no.",
-                exit_code=Exit.NON_FINITE,
-            )
-        return {}
-
-    def _on_device(self, host: HostBatch) -> Batch:
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(self.device, non_blocking=True)
-
-        x0, noise, t = move(host.x0), move(host.noise), move(host.t)
-        if self.train.channels_last:
-            x0, noise = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x0, noise))
-        return Batch(
-            x0=x0,
-            x_t=self.adapter.add_noise(x0, noise, t),
-            noise=noise,
-            target=self.adapter.target(x0, noise, t),
-            t=t,
-            condition={name: move(tensor) for name, tensor in host.condition.items()},
-            weight=self.adapter.snr_weight(t, self.train.snr_gamma) * move(host.loss_weight),
-            neighbour=None if host.neighbour is None else {n: move(tensor) for n, tensor in host.neighbour.items()},
-            neighbour_rows=move(host.neighbour_rows),
-            neighbour_psi=move(host.neighbour_psi),
-            alphas_cumprod_t=self.adapter.alphas_cumprod(t) if host.log_density is not None else None,
-            log_density=None if host.log_density is None else move(host.log_density),
-            transfer_draws=None if host.transfer_draws is None else move(host.transfer_draws),
+        parts["grad_norm"] = norm
+        return Taken(
+            parts={name: torch.where(finite, v, torch.zeros_like(v)) for name, v in parts.items()}, finite=finite
         )
 
     def _predict(self, x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
@@ -244,42 +275,51 @@ class Trainer:
         dtype = _AUTOCAST.get(self.train.mixed_precision)
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 
-    def _save_where_due(self, request: Request) -> None:
+    def _open_log(self, stack: contextlib.ExitStack, resumed_at: int) -> MetricsLog | None:
+        if not self.world.main:
+            return None
+        log = MetricsLog(self.places.metrics, resumed_at=resumed_at, tensorboard=self.places.tensorboard)
+        return stack.enter_context(contextlib.closing(log))
+
+    def _log_where_due(self, log: MetricsLog | None, window: Window) -> Window:
+        """Write a line at log intervals, the only times at which the host waits for the device."""
+        due = self.step % self.train.logging_steps == 0 or self.step == self.train.max_train_steps
+        if due or self.device.type == "cpu":  # there it costs nothing
+            self.guard.refuse_many_in_a_row(self.step)
+        if not due:
+            return window
+        values = window.means(self.world) | {"lr": self.schedule.get_last_lr()[0]}
+        if log is not None:
+            log.write(self.step, values)
+        return Window()
+
+    def _save_where_due(self, asked: Request) -> None:
         due = self.step % self.train.checkpointing_steps == 0 or self.step == self.train.max_train_steps
-        if due or request.save or request.stop is not None:
+        if due or asked.save or asked.stop is not None:
             self.save()
-            request.save = False
-        if request.stop is not None and self.step < self.train.max_train_steps:
-            raise Stopped(request.stop, self.step)
+        if asked.stop is not None and self.step < self.train.max_train_steps:
+            raise Stopped(asked.stop, self.step)
 
-    def save(self) -> Path:
-        """Write a checkpoint of this step."""
-        ema: dict[str, Tensor] = {}
-        state: dict[str, Any] = {"step": self.step, "fingerprint": self.fingerprint, "skipped": self.skipped}
-        state |= {"scheduler": self.schedule.state_dict(), "scaler": self.scaler.state_dict()}
-        if self.ema is not None:
-            whole = self.ema.state_dict()
-            ema = dict(zip(self.trainable, whole.pop("shadow_params"), strict=True))
-            state["ema"] = {key: value for key, value in whole.items() if isinstance(value, (int, float, bool))}
-        snapshot = checkpoint.Snapshot(
-            weights={name: p.detach() for name, p in self.trainable.items()},
-            optimizer=checkpoint.flatten_optimizer(self.optimizer, list(self.trainable)),
-            ema=ema,
-            state=state,
-        )
-        return checkpoint.save(self.places.checkpoints, snapshot, keep=self.train.checkpoints_total_limit)
+    def save(self) -> None:
+        """Write a checkpoint of this step: the main process writes, and all go on when it is whole."""
+        self.guard.refuse_many_in_a_row(self.step)
+        facts = {
+            "step": self.step,
+            "fingerprint": self.fingerprint,
+            "skipped": self.skipped,
+            "global_batch": self.batches.settings.global_batch,
+            "processes": self.world.size,
+        }
+        snapshot = self._state.snapshot(facts, self.world)
+        if self.world.main:
+            checkpoint.save(self.places.checkpoints, snapshot, keep=self.train.checkpoints_total_limit)
+        self.world.together()
 
-    def _restore(self, snapshot: checkpoint.Snapshot) -> None:
-        with torch.no_grad():
-            for name, parameter in self.trainable.items():
-                parameter.copy_(snapshot.weights[name])
-        checkpoint.restore_optimizer(self.optimizer, list(self.trainable), snapshot.optimizer)
-        self.schedule.load_state_dict(snapshot.state["scheduler"])
-        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
-            group["lr"] = rate  # the schedule sets it at its next step only
-        self.scaler.load_state_dict(snapshot.state["scaler"])
-        if self.ema is not None:
-            shadow = [snapshot.ema[name].to(self.device) for name in self.trainable]
-            self.ema.load_state_dict(self.ema.state_dict() | snapshot.state["ema"] | {"shadow_params": shadow})
-        self.step = snapshot.step
-        self.skipped = int(snapshot.state["skipped"])
+    def _latest(self) -> Path | None:
+        """The newest whole checkpoint as the main process sees it."""
+        found = self.world.agreed(lambda: _text(checkpoint.latest_whole(self.places.checkpoints)))
+        return None if found is None else Path(found)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

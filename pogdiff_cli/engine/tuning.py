@@ -17,8 +17,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 _LORA_CONFIG = "adapter_config.json"
 
 
-def prepare(denoiser: Any, train: TrainConfig) -> dict[str, nn.Parameter]:
-    """Set up the denoiser for ``train.tuning``; returns the trainable parameters by name."""
+def prepare(denoiser: Any, train: TrainConfig) -> None:
+    """Set up the denoiser for ``train.tuning``: what is trained requires a gradient."""
     if train.tuning == "lora":
         denoiser.requires_grad_(False)
         denoiser.add_adapter(lora_config(train))
@@ -29,14 +29,12 @@ def prepare(denoiser: Any, train: TrainConfig) -> dict[str, nn.Parameter]:
         denoiser.requires_grad_(True)
     if train.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
-    trainable = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
-    if not trainable:
+    if not any(p.requires_grad for p in denoiser.parameters()):
         raise PogdiffError(
             f"No module of the model matches train.lora_targets {list(train.lora_targets)}.",
             hint="For Stable Diffusion: [to_q, to_k, to_v, to_out.0].",
             exit_code=Exit.USAGE,
         )
-    return trainable
 
 
 def lora_config(train: TrainConfig) -> Any:

@@ -107,6 +107,7 @@ class TrainConfig(Section):
     adam_epsilon: float = Field(1e-8, gt=0)
     adam_weight_decay: float = Field(1e-2, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
     gradient_checkpointing: bool = False
     channels_last: bool = True
@@ -125,7 +126,9 @@ class TrainConfig(Section):
     validation_identities: int = Field(4, ge=1, json_schema_extra=OPERATIONAL)
     logging_steps: int = Field(10, ge=1, json_schema_extra=OPERATIONAL)
     report_to: tuple[Literal["tensorboard"], ...] = Field((), json_schema_extra=OPERATIONAL)
-    dataloader_num_workers: int = Field(0, ge=0, json_schema_extra=OPERATIONAL)
+    dataloader_num_workers: int | None = Field(None, ge=0, json_schema_extra=OPERATIONAL)  # 2 with a GPU, else 0
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", json_schema_extra=OPERATIONAL)
+    on_out_of_memory: Literal["stop", "halve"] = Field("stop", json_schema_extra=OPERATIONAL)
 
     @field_validator("resume_from_checkpoint")
     @classmethod

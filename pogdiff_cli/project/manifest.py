@@ -43,7 +43,9 @@ class StageRecord(Fact):
     parameters: dict[str, Any] = Field(default_factory=dict)
     inputs: dict[str, str] = Field(default_factory=dict)
     outputs: dict[str, str] = Field(default_factory=dict)
-    devices: list[str] = Field(default_factory=list)
+    devices: list[str] = Field(default_factory=list)  # of the main process's machine
+    processes: int = 1
+    holder: str = ""  # while it runs: which process on which machine has the devices
     versions: dict[str, str] = Field(default_factory=dict)
     started: str = ""
     duration_seconds: float = 0.0

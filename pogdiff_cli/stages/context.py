@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
+import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from pogdiff_cli import __version__
 from pogdiff_cli.engine.devices import Devices
+from pogdiff_cli.engine.world import World
 from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.progress import Track, untracked
 from pogdiff_cli.project.atomic import full_disk_explained
 from pogdiff_cli.project.layout import Project
+from pogdiff_cli.project.leases import leased
 from pogdiff_cli.project.lineage import Freshness, StagePlan, freshness
 from pogdiff_cli.project.locks import locked
 from pogdiff_cli.project.manifest import Manifest, StageRecord
@@ -33,6 +38,8 @@ class Context:
     project: Project
     devices: Devices
     command: str
+    world: World = field(default_factory=World)
+    sharing: Literal["exclusive", "shared"] = "exclusive"  # of GPUs, with other commands of this project
     track: Track = untracked
     say: Callable[[str], None] = _silent
     mode: Literal["normal", "force", "dry-run"] = "normal"
@@ -63,27 +70,64 @@ class Made:
 
 Attempt = Literal["go on", "anew"]
 Body = Callable[[Attempt], Made]
+Hands = Literal["main", "all"]
 
 
-def perform(context: Context, plan: StagePlan, inputs: Mapping[str, str], body: Body) -> Result:
+def perform(
+    context: Context, plan: StagePlan, inputs: Mapping[str, str], body: Body, *, hands: Hands = "main"
+) -> Result:
     """Run ``body`` unless the manifest shows that nothing changed; record it, last of all.
 
     The body is told whether an earlier attempt had the same parameters and inputs: then what that attempt left
-    behind is its own, and it goes on there; otherwise it starts anew.
+    behind is its own, and it goes on there; otherwise it starts anew. With ``all`` hands every process runs the
+    body; what it returns in the main one counts.
     """
+    world = context.world
+    if not world.main:
+        return _lend_a_hand(context, body, hands)
     project = context.project
     state = freshness(project, plan, inputs, {})
+    result: Result | None = None
     if state.fresh and context.mode != "force":
         record = project.manifest().record(plan.key)
-        return Result(key=plan.key, state="up to date", facts=dict(record.facts) if record else {})
-    if context.mode == "dry-run":
-        return Result(key=plan.key, state="planned", reasons=state.reasons)
+        result = Result(key=plan.key, state="up to date", facts=dict(record.facts) if record else {})
+    elif context.mode == "dry-run":
+        result = Result(key=plan.key, state="planned", reasons=state.reasons)
+    if result is not None:
+        world.say({"result": asdict(result)})
+        return result
     lock = project.cache / "locks" / (plan.key.replace("/", "-") + ".lock")
-    with locked(lock, f"The stage '{plan.key}' of {project.root.name}", context.command):
-        return _run(context, plan, inputs, body, state)
+    with (
+        locked(lock, f"The stage '{plan.key}' of {project.root.name}", context.command),
+        device_leases(context),
+    ):
+        result = _run(context, plan, inputs, body, state, hands)
+    world.say({"result": asdict(result)})
+    return result
 
 
-def _run(context: Context, plan: StagePlan, inputs: Mapping[str, str], body: Body, state: Freshness) -> Result:
+def device_leases(context: Context) -> AbstractContextManager[None]:
+    """Hold this machine's GPUs while a stage runs, unless they are shared."""
+    if context.sharing == "shared" or context.devices.local_rank != 0:
+        return nullcontext()
+    return leased(context.project.cache / "locks", context.devices.used, context.command)
+
+
+def _lend_a_hand(context: Context, body: Body, hands: Hands) -> Result:
+    """What the processes do that do not write: wait, or run the body too."""
+    said = context.world.hear()
+    if "attempt" in said:
+        if hands == "all":
+            with device_leases(context):
+                body(said["attempt"])
+        said = context.world.hear()
+    result = said["result"]
+    return Result(**{**result, "reasons": tuple(result["reasons"])})
+
+
+def _run(
+    context: Context, plan: StagePlan, inputs: Mapping[str, str], body: Body, state: Freshness, hands: Hands
+) -> Result:
     project = context.project
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     clock = time.monotonic()
@@ -93,17 +137,21 @@ def _run(context: Context, plan: StagePlan, inputs: Mapping[str, str], body: Bod
         parameters=plan.parameters,
         inputs=dict(inputs),
         devices=context.devices.names,
+        processes=context.world.size,
+        holder=f"process {os.getpid()} on {socket.gethostname()}",
         versions=versions(),
         started=started,
     )
     before = project.manifest().record(plan.key)
     same = before is not None and before.parameters == plan.parameters and before.inputs == dict(inputs)
     update(context, plan.key, record)
+    attempt: Attempt = "go on" if same and context.mode != "force" else "anew"
+    context.world.say({"attempt": attempt})
     try:
-        with full_disk_explained(project.root):
-            made = body("go on" if same and context.mode != "force" else "anew")
+        with full_disk_explained(project.root), nullcontext() if hands == "all" else context.world.alone():
+            made = body(attempt)
     except BaseException:
-        update(context, plan.key, record.model_copy(update={"state": "failed"}))
+        update(context, plan.key, record.model_copy(update={"state": "failed", "holder": ""}))
         raise
     outputs = {path: project.digests.of(project.root / path) for path in plan.outputs}
     missing = [path for path, digest in outputs.items() if digest is None]
@@ -112,6 +160,7 @@ def _run(context: Context, plan: StagePlan, inputs: Mapping[str, str], body: Bod
     done = record.model_copy(
         update={
             "state": "done",
+            "holder": "",
             "outputs": {path: str(digest) for path, digest in outputs.items()},
             "duration_seconds": round(time.monotonic() - clock, 3),
             "facts": made.facts,

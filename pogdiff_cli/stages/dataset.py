@@ -45,7 +45,20 @@ class Dataset:
 
 
 def load_dataset(context: Context) -> Dataset:
-    """Read, decode and digest; too many unusable images, or none to train on, is an error (exit 3)."""
+    """Read, decode and digest; too many unusable images, or none to train on, is an error (exit 3).
+
+    The main process scans, and the others read what it has written.
+    """
+    if context.world.main:
+        with context.world.alone():
+            dataset = _load_dataset(context)
+        context.world.say("scanned")
+        return dataset
+    context.world.hear()
+    return _load_dataset(context)
+
+
+def _load_dataset(context: Context) -> Dataset:
     project = context.project
     records = read_records(project.images, project.metadata)
     cache = project.cache / "scan.jsonl"
@@ -89,7 +102,7 @@ def groups(context: Context, dataset: Dataset) -> list[str]:
 
 def _record_quarantine(context: Context, quarantined: dict[str, str]) -> None:
     project = context.project
-    if context.mode == "dry-run" or project.manifest().quarantine == quarantined:
+    if context.mode == "dry-run" or not context.world.main or project.manifest().quarantine == quarantined:
         return
     with locked(project.cache / "locks" / "manifest.lock", "The manifest", context.command, wait=30):
         manifest = project.manifest()

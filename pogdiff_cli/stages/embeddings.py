@@ -27,7 +27,7 @@ def open_extractor(context: Context, spec: str) -> Extractor:
     for key in ("weights", "detector", "predictor"):
         if isinstance(options.get(key), str):
             options[key] = str((context.project.root / options[key]).expanduser())
-    return load_extractor(spec, opts=options, device=str(context.devices.first))
+    return load_extractor(spec, opts=options, device=str(context.devices.own))
 
 
 def embed(

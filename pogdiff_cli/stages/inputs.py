@@ -25,11 +25,15 @@ def load_adapter(context: Context, folder: Path | None = None) -> Adapter:
     """The adapter of the backbone, or of another pipeline folder, on the first device."""
     from pogdiff_cli.models.stable_diffusion import StableDiffusion
 
-    return StableDiffusion(folder or backbone_folder(context), device=context.devices.first)
+    return StableDiffusion(folder or backbone_folder(context), device=context.devices.own)
 
 
 def backbone_digest(context: Context, *components: str) -> str:
     """Digest of the pipeline's files, or of some of its components'."""
+    return context.world.agreed(lambda: _backbone_digest(context, components))
+
+
+def _backbone_digest(context: Context, components: tuple[str, ...]) -> str:
     folder = backbone_folder(context)
     digests = context.project.digests
     entries = [
@@ -42,6 +46,10 @@ def backbone_digest(context: Context, *components: str) -> str:
 
 def input_digests(context: Context, plan: StagePlan, dataset: Dataset | None) -> dict[str, str]:
     """What a stage would read today: name to digest; ``missing`` where there is nothing."""
+    return context.world.agreed(lambda: _input_digests(context, plan, dataset))
+
+
+def _input_digests(context: Context, plan: StagePlan, dataset: Dataset | None) -> dict[str, str]:
     digests: dict[str, str] = {}
     for name, path in plan.inputs.items():
         if name == "model":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -37,10 +40,22 @@ def previewer(
                 )
                 for key, name in enumerate(names)
             ]
-            generate(adapter, denoiser, requests, sampling_settings(context))
+            if train.parallel == "fsdp" and context.world.size > 1:
+                _generate_sharded(context, adapter, denoiser, requests)
+            else:
+                generate(adapter, denoiser, context.world.share(requests), sampling_settings(context))
             denoiser.train()
+            context.world.together()
 
     return preview
+
+
+def _generate_sharded(context: Context, adapter: Adapter, denoiser: nn.Module, requests: list[ImageRequest]) -> None:
+    """Every process has to take part in every forward of a sharded model; the main one keeps the images."""
+    with tempfile.TemporaryDirectory(prefix="pogdiff-") as spare:
+        if not context.world.main:
+            requests = [replace(request, path=Path(spare) / request.path.name) for request in requests]
+        generate(adapter, denoiser, requests, sampling_settings(context))
 
 
 def _rarest(context: Context, dataset: Dataset) -> list[str]:

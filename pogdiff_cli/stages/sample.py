@@ -36,13 +36,14 @@ def run(context: Context, run: Run) -> Result:
         )
     plan = plan_sample(project.config, run.name)
     inputs = input_digests(context, plan, None)
-    return perform(context, plan, inputs, lambda attempt: _sample(context, run, attempt))
+    return perform(context, plan, inputs, lambda attempt: _sample(context, run, attempt), hands="all")
 
 
 def _sample(context: Context, run: Run, attempt: Attempt) -> Made:
     sample = context.project.config.sample
-    if attempt == "anew":
+    if attempt == "anew" and context.world.main:
         shutil.rmtree(run.samples, ignore_errors=True)
+    context.world.together()
     names = read_names(context)
     requests = {
         identity: [
@@ -58,17 +59,22 @@ def _sample(context: Context, run: Run, attempt: Attempt) -> Made:
     }
     everything = [request for group in requests.values() for request in group]
     todo = missing(everything)
-    if todo:
+    context.world.together()  # all have looked before anyone writes
+    mine = context.world.share(todo)
+    if mine:
         folder = run.final if (run.final / "model_index.json").is_file() else backbone_folder(context)
         adapter = load_adapter(context, folder)
         generate(
             adapter,
             load_final(adapter, run.final),
-            todo,
+            mine,
             sampling_settings(context),
             track=context.track,
             label=f"Sampling {run.name}",
         )
+    context.world.together()
+    if not context.world.main:
+        return Made()
     index: list[dict[str, Any]] = [
         {
             "identity": identity,

@@ -12,10 +12,12 @@ import yaml
 from pogdiff_cli.data.sampling import exposure
 from pogdiff_cli.engine.batches import Batches
 from pogdiff_cli.engine.encode import encode_texts
+from pogdiff_cli.engine.launch import restarts
 from pogdiff_cli.engine.metrics_log import read_metrics
 from pogdiff_cli.engine.objectives import make_objective
 from pogdiff_cli.engine.trainer import Outcome, Places, Trainer
 from pogdiff_cli.engine.tuning import write_final
+from pogdiff_cli.engine.world import World
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.atomic import atomic_folder, sweep, write_text
 from pogdiff_cli.project.config import Config
@@ -36,20 +38,16 @@ def run(context: Context, run: Run) -> Result:
     refuse_untrainable(dataset)
     plan = plan_train(context.project.config, run.name)
     inputs = input_digests(context, plan, dataset)
-    return perform(context, plan, inputs, lambda attempt: _train(context, run, plan, inputs, dataset, attempt))
+    fingerprint = _fingerprint(plan, inputs)
+    return perform(
+        context, plan, inputs, lambda attempt: _train(context, run, fingerprint, dataset, attempt), hands="all"
+    )
 
 
-def _train(
-    context: Context, run: Run, plan: StagePlan, inputs: dict[str, str], dataset: Dataset, attempt: Attempt
-) -> Made:
-    config = context.project.config
-    if context.mode == "force" or config.train.resume_from_checkpoint == "none":
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    for folder in (run.folder, run.checkpoints):
-        sweep(folder)
-    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_text(run.folder / "config.resolved.yaml", resolved)
+def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attempt: Attempt) -> Made:
+    config, world = context.project.config, context.world
+    if world.main:
+        _make_room(context, run)
     adapter = load_adapter(context)
     captions = caption_texts(context, dataset)
     latents = training_data.latents(context, adapter, dataset)
@@ -64,16 +62,42 @@ def _train(
         batches=batches,
         train=config.train,
         places=_places(config, run),
-        fingerprint=_fingerprint(plan, inputs),
+        fingerprint=fingerprint,
+        world=world,
     )
     resumed = trainer.resume()
-    _say_where(context, run, resumed, attempt)
+    if world.main:
+        _say_where(context, run, resumed, attempt)
+        context.say(_batch_in_words(batches, world))
     outcome = trainer.run(
         track=context.track, label=f"Training {run.name}", at_step=previewer(context, run, adapter, dataset)
     )
+    denoiser = trainer.final_denoiser()
+    if denoiser is None:  # not the main process
+        return Made()
     with atomic_folder(run.final) as folder:
-        write_final(adapter, trainer.final_denoiser(), folder, config.train.tuning)
+        write_final(adapter, denoiser, folder, config.train.tuning)
     return Made(facts=_facts(context, run, dataset, batches, outcome))
+
+
+def _make_room(context: Context, run: Run) -> None:
+    config = context.project.config
+    anew = context.mode == "force" or config.train.resume_from_checkpoint == "none"
+    if anew and restarts() == 0:
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for folder in (run.folder, run.checkpoints):
+        sweep(folder)
+    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text(run.folder / "config.resolved.yaml", resolved)
+
+
+def _batch_in_words(batches: Batches, world: World) -> str:
+    settings = batches.settings
+    factors = [f"{settings.rows_per_micro_batch} a micro-batch"]
+    factors += [f"{batches.micro_batches} micro-batches"] if batches.micro_batches > 1 else []
+    factors += [f"{world.size} processes"] if world.size > 1 else []
+    return f"Global batch {settings.global_batch}: {' x '.join(factors)}."
 
 
 def _objective(config: Config, adapter: Adapter) -> Any:
@@ -96,7 +120,8 @@ def _places(config: Config, run: Run) -> Places:
 
 def _fingerprint(plan: StagePlan, inputs: dict[str, str]) -> str:
     """Settings under which a checkpoint may be gone on with. More steps may be added where the schedule allows it."""
-    parameters = dict(plan.parameters)
+    cut = ("train.train_batch_size", "train.gradient_accumulation_steps")  # the trainer asks for their product
+    parameters = {key: value for key, value in plan.parameters.items() if key not in cut}
     if parameters.get("train.lr_scheduler") in ("constant", "constant_with_warmup"):
         parameters.pop("train.max_train_steps")
     return digest_value([parameters, inputs])
@@ -134,6 +159,7 @@ def _facts(context: Context, run: Run, dataset: Dataset, batches: Batches, outco
         "steps": outcome.steps,
         "resumed_at": outcome.resumed_at,
         "global_batch": len(slots),
+        "processes": context.world.size,
         "seconds_per_step": outcome.seconds_per_step,
         "skipped_steps": outcome.skipped_steps,
         "overrides": dict(context.overrides),

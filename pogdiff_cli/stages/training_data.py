@@ -57,7 +57,7 @@ def batches(
         settings=DrawSettings(
             method=train.method,
             seed=config.seed,
-            global_batch=train.train_batch_size * train.gradient_accumulation_steps,
+            global_batch=train.train_batch_size * train.gradient_accumulation_steps * context.world.size,
             rows_per_micro_batch=train.train_batch_size,
             timesteps=adapter.timesteps,
             caption_dropout=train.caption_dropout,
@@ -74,6 +74,7 @@ def batches(
         latents=latents,
         texts=texts,
         micro_batches=train.gradient_accumulation_steps,
+        first_slot=context.world.rank * train.train_batch_size * train.gradient_accumulation_steps,
     )
 
 

@@ -1,0 +1,64 @@
+"""From the draws to the device: micro-batches of every step, drawn ahead, and moved without waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pogdiff_cli.engine.batches import Batches, HostBatch
+from pogdiff_cli.engine.objectives import Batch
+from pogdiff_cli.models.adapter import Adapter
+from pogdiff_cli.project.config import TrainConfig
+
+
+def host_batches(
+    batches: Batches, train: TrainConfig, *, first_step: int, device: torch.device
+) -> Iterator[list[HostBatch]]:
+    """For each step from ``first_step`` on, the batches whose losses add up to the step's."""
+    micro = train.gradient_accumulation_steps
+    workers = train.dataloader_num_workers
+    if workers is None:  # a GPU must not wait for draws
+        workers = 2 if device.type == "cuda" else 0
+    loader: DataLoader[list[HostBatch]] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first_step * micro, train.max_train_steps * micro),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+    )
+    group: list[HostBatch] = []
+    for number, batch in enumerate(loader, start=1):
+        group.extend(batch)
+        if number % micro == 0:
+            yield group
+            group = []
+
+
+def on_device(host: HostBatch, adapter: Adapter, *, snr_gamma: float | None, layout: torch.memory_format) -> Batch:
+    """The batch on the adapter's device, with x_t, target and w(t) from its draws."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(adapter.device, non_blocking=True)
+
+    x0, noise, t = move(host.x0), move(host.noise), move(host.t)
+    if layout is not torch.contiguous_format:
+        x0, noise = x0.contiguous(memory_format=layout), noise.contiguous(memory_format=layout)
+    return Batch(
+        x0=x0,
+        x_t=adapter.add_noise(x0, noise, t),
+        noise=noise,
+        target=adapter.target(x0, noise, t),
+        t=t,
+        condition={name: move(tensor) for name, tensor in host.condition.items()},
+        weight=adapter.snr_weight(t, snr_gamma) * move(host.loss_weight),
+        neighbour=None if host.neighbour is None else {n: move(tensor) for n, tensor in host.neighbour.items()},
+        neighbour_rows=move(host.neighbour_rows),
+        neighbour_psi=move(host.neighbour_psi),
+        alphas_cumprod_t=adapter.alphas_cumprod(t) if host.log_density is not None else None,
+        log_density=None if host.log_density is None else move(host.log_density),
+        transfer_draws=None if host.transfer_draws is None else move(host.transfer_draws),
+    )
