@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pogdiff_cli.cli.options import Session
-from pogdiff_cli.engine.launch import Ending, begin_worker, end_worker
+from pogdiff_cli.engine.launch import Ending, begin_worker, end_worker, lost_the_others
 from pogdiff_cli.engine.world import RankLostError
 from pogdiff_cli.errors import Exit, PogdiffError, Stopped
 
@@ -32,7 +32,7 @@ def ended(session: Session, problem: PogdiffError | Stopped) -> int:
         session.display.say(f"Stopped at step {problem.step}; type the same command again to go on.")
         return problem.exit_code
     if isinstance(problem, RankLostError):  # may pass: no last word
-        session.display.error(problem)
+        lost_the_others(problem)
         return -Exit.FAILURE
     end_worker(Ending(status=int(problem.exit_code), message=problem.message, hint=problem.hint))
     return -problem.exit_code

@@ -9,8 +9,9 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,7 @@ from typing import Any
 from pogdiff_cli.engine.world import LAUNCH_FOLDER
 from pogdiff_cli.errors import Exit, PogdiffError
 
-_PATIENCE = "10"  # seconds that the others have to end once one has failed
+_PATIENCE = 5.0  # seconds that the others have to end once one has failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +48,14 @@ def launch(arguments: Sequence[str], plan: Launch) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _PATIENCE)
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # an attempt must not read addresses of the one before
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // plan.processes)))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pogdiff-")))
         os.environ[LAUNCH_FOLDER] = str(folder)
         stack.callback(os.environ.pop, LAUNCH_FOLDER, None)
         stack.enter_context(_signals_passed_on(folder))
+        stack.enter_context(_silent_ones_ended(folder))
         config = LaunchConfig(
             min_nodes=plan.nnodes,
             max_nodes=plan.nnodes,
@@ -85,6 +87,8 @@ def begin_worker() -> Ending | None:
     end in the same way.
     """
     folder, rank = Path(os.environ[LAUNCH_FOLDER]), _local_rank()
+    for old in (f"lost-{rank}", "silent"):
+        (folder / old).unlink(missing_ok=True)
     # the number first, then the question whether to stop: no signal falls between the two
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     stopped = _stopped(folder)
@@ -97,6 +101,12 @@ def end_worker(ending: Ending) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(ending.__dict__))
     partial.replace(path)
+
+
+def lost_the_others(problem: PogdiffError) -> None:
+    """Tell the launcher that this worker ends because another is gone or silent: that one has to go, too."""
+    path = Path(os.environ[LAUNCH_FOLDER]) / f"lost-{_local_rank()}"
+    path.write_text(f"{os.getpid()}\n{problem.message}\n{problem.hint or ''}", encoding="utf-8")
 
 
 def restarts() -> int:
@@ -128,9 +138,13 @@ def _failure(folder: Path, failures: dict[int, Any], plan: Launch) -> int:
     stopped = _stopped(folder)
     if stopped:
         return stopped
+    silent = folder / "silent"
+    if silent.is_file():
+        _, message, hint = silent.read_text(encoding="utf-8").split("\n", 2)
+        raise PogdiffError(message, hint=hint)
     dead = sorted(failures.items(), key=lambda item: (item[1].exitcode not in _KILLED, item[1].timestamp))
     rank, first = dead[0]
-    if first.exitcode >= 0:  # it has shown its traceback itself
+    if first.exitcode >= 0:  # it has shown what happened itself
         return first.exitcode or int(Exit.FAILURE)
     name = signal.Signals(-first.exitcode).name
     again = f", also after {plan.max_restarts} restarts" if plan.max_restarts else ""
@@ -145,7 +159,7 @@ _KILLED = {-int(number) for number in (signal.SIGKILL, signal.SIGSEGV, signal.SI
 
 
 @contextmanager
-def _signals_passed_on(folder: Path) -> Any:
+def _signals_passed_on(folder: Path) -> Iterator[None]:
     """SIGINT, SIGTERM and SIGUSR1 go to the workers, which finish their step, save and end."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -153,10 +167,10 @@ def _signals_passed_on(folder: Path) -> Any:
         if number != signal.SIGUSR1:
             (folder / "stop").write_text(str(int(number)))
         for path in folder.glob("pid-*"):
-            try:
-                os.kill(int(path.read_text()), number)
-            except (OSError, ValueError):
-                continue
+            process = _number(path)
+            if process is not None:
+                with suppress(OSError):
+                    os.kill(process, number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -168,3 +182,54 @@ def _signals_passed_on(folder: Path) -> Any:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _silent_ones_ended(folder: Path) -> Iterator[None]:
+    """A process that hangs does not hear the launcher's SIGTERM either: end it soon after another has given it up."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            notes = [note for note in folder.glob("lost-*") if time.time() - _written(note) > _PATIENCE]
+            if notes:
+                _kill_the_rest(folder, notes)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _kill_the_rest(folder: Path, notes: Sequence[Path]) -> None:
+    """End the workers that those who left ``notes`` have waited for in vain, not those of a newer attempt."""
+    gave_up = {_number(note) for note in notes}
+    asked = max(_written(note) for note in notes)
+    silent = False
+    for path in folder.glob("pid-*"):
+        number = _number(path)
+        if number is not None and number not in gave_up and _written(path) < asked:
+            with suppress(OSError):
+                os.kill(number, signal.SIGKILL)
+                silent = True
+    if silent:
+        (folder / "silent").write_text(notes[0].read_text(encoding="utf-8"), encoding="utf-8")
+    for note in notes:
+        note.unlink(missing_ok=True)
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return time.time()  # gone meanwhile: nothing to act upon
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="utf-8").split("\n", 1)[0])
+    except (OSError, ValueError):
+        return None

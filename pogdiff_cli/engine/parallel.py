@@ -108,9 +108,10 @@ def lost_processes_explained(world: World) -> Iterator[None]:
     except RuntimeError as problem:
         if world.size == 1 or not any(word in str(problem).lower() for word in _COLLECTIVE):
             raise
+        silent = "time" in str(problem).lower()
+        what = f"no answer within {world.timeout:g} s (--dist-timeout)" if silent else "one of the others is gone"
         raise RankLostError(
-            f"Process {world.rank} of {world.size} got no answer from the others (within {world.timeout:g} s, or they "
-            "are gone).",
+            f"Process {world.rank} of {world.size}: {what}.",
             hint="Type the same command again to go on from the last whole checkpoint, or give --max-restarts.",
         ) from problem
 

@@ -1,0 +1,122 @@
+"""Several processes for one command: the same model, and an end when one of them is gone."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from conftest import TinyProject
+from processes import (
+    base_weights,
+    children,
+    distance,
+    gone,
+    kill,
+    said,
+    settings,
+    start,
+    wait_for_step,
+    weights,
+)
+
+LONG = settings(max_train_steps=400, checkpointing_steps=10, logging_steps=1)
+SHORT = settings(max_train_steps=40, checkpointing_steps=10, logging_steps=1)
+TWO = ("--processes", "2")
+
+
+@pytest.fixture
+def prepared(project: TinyProject) -> TinyProject:
+    """A project whose captions, index and density are there."""
+    assert project("train", "--name", "first", "--set", "train.max_train_steps=1").status == 0
+    return project
+
+
+def finish(project: TinyProject, run: str, *options: str) -> None:
+    assert start(project, run, *options).wait(300) == 0, said(project, run)
+
+
+def test_any_split_of_the_global_batch_trains_the_same_model(prepared: TinyProject) -> None:
+    steps = settings(max_train_steps=50, learning_rate=1e-3)
+    finish(prepared, "one", *steps, *settings(train_batch_size=8))
+    finish(prepared, "two", *steps, *settings(train_batch_size=4), *TWO)
+    finish(prepared, "pieces", *steps, *settings(train_batch_size=2, gradient_accumulation_steps=2), *TWO)
+    finish(prepared, "sharded", *steps, *settings(train_batch_size=4, parallel="fsdp"), *TWO)
+    one = weights(prepared, "one")
+    assert distance(base_weights(prepared), one) > 0.05
+    assert distance(weights(prepared, "two"), one) < 1e-5
+    assert distance(weights(prepared, "pieces"), one) < 1e-5
+    assert distance(weights(prepared, "sharded"), weights(prepared, "two")) < 1e-5
+
+
+def test_a_killed_process_ends_the_run_within_seconds_and_names_itself(prepared: TinyProject) -> None:
+    run = start(prepared, "run", *LONG, *TWO)
+    wait_for_step(prepared, "run", 3, run)
+    workers = children(run)
+    kill(workers[1], signal.SIGKILL)
+    killed = time.monotonic()
+    assert run.wait(60) == 1
+    assert time.monotonic() - killed < 20
+    assert "was ended by SIGKILL" in said(prepared, "run")
+    assert gone(workers)
+
+
+def test_a_hung_process_ends_the_run_after_the_time_limit(prepared: TinyProject) -> None:
+    run = start(prepared, "run", *LONG, *TWO, "--dist-timeout", "5")
+    wait_for_step(prepared, "run", 3, run)
+    workers = children(run)
+    kill(workers[0], signal.SIGSTOP)  # the main process itself
+    hung = time.monotonic()
+    assert run.wait(90) == 1
+    assert 4 < time.monotonic() - hung < 45
+    assert "no answer within 5 s (--dist-timeout)" in said(prepared, "run")
+    assert gone(workers)
+
+
+def test_after_a_restart_the_run_goes_on_from_the_last_checkpoint(prepared: TinyProject) -> None:
+    finish(prepared, "whole", *SHORT, *TWO)
+    run = start(prepared, "killed", *SHORT, *TWO, "--max-restarts", "1", "--force")
+    wait_for_step(prepared, "killed", 13, run)
+    kill(children(run)[0], signal.SIGKILL)
+    assert run.wait(180) == 0, said(prepared, "killed")
+    assert "goes on at step" in said(prepared, "killed")
+    assert bool((weights(prepared, "killed") == weights(prepared, "whole")).all())
+
+
+def test_a_signal_to_the_launcher_saves_and_ends_all(prepared: TinyProject) -> None:
+    run = start(prepared, "run", *settings(max_train_steps=400, checkpointing_steps=1000, logging_steps=1), *TWO)
+    wait_for_step(prepared, "run", 3, run)
+    workers = children(run)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 143
+    assert gone(workers)
+    assert "type the same command again" in said(prepared, "run")
+    assert len(list((prepared.root / "runs" / "run" / "checkpoints").glob("checkpoint-*"))) == 1
+
+
+def test_workers_end_with_a_launcher_that_is_killed(prepared: TinyProject) -> None:
+    run = start(prepared, "run", *LONG, *TWO)
+    wait_for_step(prepared, "run", 3, run)
+    workers = children(run)
+    run.kill()
+    run.wait(60)
+    assert gone(workers)
+
+
+def test_a_mistake_is_said_once_and_not_tried_again(prepared: TinyProject) -> None:
+    run = start(prepared, "run", *settings(learning_rate=1e30), *TWO, "--max-restarts", "2")
+    assert run.wait(120) == 6
+    assert said(prepared, "run").count("was not finite") == 1
+
+
+def test_another_number_of_processes_does_not_throw_the_checkpoints_away(prepared: TinyProject) -> None:
+    run = start(prepared, "run", *LONG, *TWO)
+    wait_for_step(prepared, "run", 12, run)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 143
+    alone = prepared("train", "--name", "run", *LONG)
+    assert alone.status == 2
+    assert "global batch of 8 (2 processes)" in alone.err
+    same = prepared("train", "--name", "run", *settings(max_train_steps=30, train_batch_size=8))
+    assert same.status == 0, same.err
+    assert "goes on at step" in same.err
