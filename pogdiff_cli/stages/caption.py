@@ -20,7 +20,7 @@ from pogdiff_cli.data.names import assign_names, replace_names, words_of
 from pogdiff_cli.data.wording import check_prompts, template_captions
 from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.project.lineage import plan_caption
-from pogdiff_cli.project.yaml_reader import read_yaml
+from pogdiff_cli.project.yaml_reader import MAX_OWN_BYTES, read_yaml
 from pogdiff_cli.project.yaml_writer import dump_yaml
 from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, load_dataset
@@ -38,7 +38,7 @@ def run(context: Context) -> Result:
 
 def read_names(context: Context) -> dict[str, str]:
     """Identity to the name it has in captions and prompts."""
-    values = read_yaml(context.project.names).values
+    values = read_yaml(context.project.names, at_most=MAX_OWN_BYTES).values
     return {str(identity): str(name) for identity, name in (values or {}).items()}
 
 
