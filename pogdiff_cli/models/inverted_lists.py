@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pogdiff_cli.models.exact_search import MARGIN, Ranked, best_by_product, best_of_few, exact_neighbours, rank
+from pogdiff_cli.models.parallel import one_core_each
 from pogdiff_cli.models.unit_rows import UnitRows, chunks, faiss_after_torch
 from pogdiff_cli.progress import Track, untracked
 
 _TRAINED_ON = 48  # rows a centroid
 _ROUNDS = 8  # of k-means
-_AIM = 0.975  # recall on the rows that choose how many lists are probed: some above what is promised
+_AIM = 0.965  # recall on the rows that choose how many lists are probed: some above what is promised
 _SHARE = 16  # at most one in so many lists is probed: beyond that exact search is the better choice
 _LEAST = 4
-_QUERIES = 1024  # rows of one list compared at once
+_SCORES = 1 << 24  # products held at once on each core: 64 MB
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,25 +90,26 @@ def neighbours_in_lists(
     units: UnitRows, lists: InvertedLists, k: int, *, probed: int, track: Track = untracked
 ) -> Ranked:
     """The k nearest of every row among the rows of the ``probed`` lists nearest to its own: (n, k)."""
-    n, width = len(units), k + 1 + MARGIN
-    rows = np.empty((n, k), dtype=np.int64)
+    n, count = len(units), len(lists.centroids)
+    rows = np.full((n, k), -1, dtype=np.int64)
     similarities = np.empty((n, k), dtype=np.float32)
-    short: list[NDArray[np.int64]] = [np.flatnonzero(units.absent)]
-    count = len(lists.centroids)
-    for number in track(range(count), "Searching neighbours", count):
+
+    def search(number: int) -> None:  # lists share no row: each core writes its own
         own = lists.rows(number)
         others = np.concatenate([lists.rows(int(other)) for other in lists.nearest[number, :probed]])
-        if len(others) <= k:
-            short.append(own)
-            continue
+        if len(others) <= k or not len(own):
+            return
         vectors = units[others]
-        for part in chunks(len(own), _QUERIES):
+        for part in chunks(len(own), max(1, _SCORES // len(others))):
             asked = own[part]
-            found = best_of_few(units[asked], vectors, width)
+            found = best_of_few(units[asked], vectors, k + 1 + MARGIN)
             best = rank(units, asked, others[found.rows], k, read=(vectors, found.rows))
             rows[asked], similarities[asked] = best.rows, best.similarities
-    left = np.concatenate(short)
-    if len(left):  # lists too small to hold k others, and rows without a direction
+
+    for _ in track(one_core_each(search, range(count)), "Searching neighbours", count):
+        pass
+    left = np.flatnonzero(rows[:, 0] < 0)
+    if len(left):  # of lists too small to hold k others, and without a direction
         exact = exact_neighbours(units, left, k)
         rows[left], similarities[left] = exact.rows, exact.similarities
     return Ranked(rows=rows, similarities=similarities)

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.models.parallel import one_core_each
 from pogdiff_cli.progress import Track, untracked
 
 Bound = Literal["elbo", "iwae"]
@@ -162,7 +163,6 @@ def log_bound(
     return stacked.logsumexp(0) - math.log(len(draws))
 
 
-@torch.no_grad()
 def log_density(
     vae: TextVae,
     embeddings: NDArray[np.floating],
@@ -171,7 +171,7 @@ def log_density(
     bound: Bound = "elbo",
     samples: int = 64,
     precision: Precision = "float64",
-    chunk: int = 1024,
+    chunk: int = 512,
     track: Track = untracked,
 ) -> NDArray[np.float64]:
     """Eq. (10): a lower bound of log p(y) in the standardised space. (n, d) -> (n,).
@@ -185,8 +185,9 @@ def log_density(
     for part in (measured.encoder, measured.decoder):  # not the standardisation, which stays float64
         part.to(dtype)
     values = np.empty(len(embeddings), dtype=np.float64)
-    starts = range(0, len(embeddings), chunk)
-    for start in track(starts, "Measuring text density", len(starts)):
+
+    @torch.no_grad()  # a setting of each thread
+    def measure(start: int) -> None:
         rows = slice(start, start + chunk)
         y = measured.standardise(torch.from_numpy(np.array(embeddings[rows], dtype=np.float64)).to(device))
         value = log_bound(
@@ -198,4 +199,8 @@ def log_density(
             bound=bound,
         )
         values[rows] = value.cpu().numpy()
+
+    starts = range(0, len(embeddings), chunk)
+    for _ in track(one_core_each(measure, starts), "Measuring text density", len(starts)):
+        pass
     return values
