@@ -14,6 +14,7 @@ from scipy.stats import rankdata, spearmanr
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.method import inverse_text_density
 from pogdiff_cli.models.density_values import DensityValues, measure_density
+from pogdiff_cli.models.parallel import on_one_core
 from pogdiff_cli.models.text_vae import DECODER_VARIANCE, Bound, TextVae, TextVaeSizes
 from pogdiff_cli.progress import Track, untracked
 
@@ -92,16 +93,17 @@ def fit_density(
     vae.shift.copy_(torch.from_numpy(standardisation.shift))
     vae.spread.copy_(torch.from_numpy(standardisation.spread))
     vae.to(device)
-    loss_curve = _train(
-        vae,
-        embeddings,
-        rows,
-        seed=seed,
-        steps=steps or default_steps(len(rows)),
-        batch_size=batch_size or _default_batch_size(len(rows)),
-        learning_rate=learning_rate,
-        track=track,
-    )
+    with on_one_core():  # and so the same bits on any number of them
+        loss_curve = _train(
+            vae,
+            embeddings,
+            rows,
+            seed=seed,
+            steps=steps or default_steps(len(rows)),
+            batch_size=batch_size or _default_batch_size(len(rows)),
+            learning_rate=learning_rate,
+            track=track,
+        )
     if not np.isfinite(loss_curve).all():
         raise PogdiffError(
             f"The text VAE diverged at step {int(np.argmin(np.isfinite(loss_curve)))}.",

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,6 +22,19 @@ def cores() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return min(allowed, int(asked)) if asked.isdigit() and int(asked) else allowed
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Torch on one core: a chain of small steps loses more by waiting than it gains by spreading."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def one_core_each(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
