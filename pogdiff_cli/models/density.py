@@ -111,9 +111,7 @@ def fit_density(
             exit_code=Exit.NON_FINITE,
         )
     measured = measure_density(vae, embeddings, seed=seed, bound=bound, samples=samples, track=track)
-    return DensityFit(
-        log_density=measured.log_density[rows], vae=vae, loss_curve=loss_curve, measured=measured
-    )
+    return DensityFit(log_density=measured.log_density[rows], vae=vae, loss_curve=loss_curve, measured=measured)
 
 
 def default_steps(n: int) -> int:

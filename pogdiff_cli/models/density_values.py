@@ -50,9 +50,7 @@ def measure_density(
     precision: Precision = "float32" if len(embeddings) >= large else "float64"
     if precision == "float32" and bound == "elbo":
         samples = enough_samples(vae, checked, seed=seed, at_most=samples)
-    values = log_density(
-        vae, embeddings, seed=seed, bound=bound, samples=samples, precision=precision, track=track
-    )
+    values = log_density(vae, embeddings, seed=seed, bound=bound, samples=samples, precision=precision, track=track)
     return DensityValues(
         log_density=values,
         samples=samples,
@@ -73,9 +71,7 @@ def enough_samples(vae: TextVae, embeddings: NDArray[np.floating], *, seed: int,
     return at_most
 
 
-def standard_error(
-    vae: TextVae, embeddings: NDArray[np.floating], *, seed: int, bound: Bound, samples: int
-) -> float:
+def standard_error(vae: TextVae, embeddings: NDArray[np.floating], *, seed: int, bound: Bound, samples: int) -> float:
     """sqrt(mean_i var_r(v_ri - mean_j v_rj)) of the bounds v_ri of caption i under the r-th set of draws.
 
     Draws are moved to mean 0 and variance 1, so the spread over single draws would overstate the error: whole
@@ -91,9 +87,7 @@ def standard_error(
     return float(np.sqrt(centred.var(axis=0, ddof=1).mean()))
 
 
-def _rounding_error(
-    vae: TextVae, embeddings: NDArray[np.floating], seed: int, bound: Bound, samples: int
-) -> float:
+def _rounding_error(vae: TextVae, embeddings: NDArray[np.floating], seed: int, bound: Bound, samples: int) -> float:
     wide, narrow = (
         log_density(vae, embeddings, seed=seed, bound=bound, samples=samples, precision=precision)
         for precision in ("float64", "float32")

@@ -93,9 +93,7 @@ def best_of_few(queries: NDArray[np.float32], others: NDArray[np.float32], count
     return Candidates(rows=best.indices.numpy(), scores=best.values.numpy())
 
 
-def _of_block(
-    units: UnitRows, queries: NDArray[np.int64], k: int, margin: int
-) -> tuple[Ranked, NDArray[np.bool_]]:
+def _of_block(units: UnitRows, queries: NDArray[np.int64], k: int, margin: int) -> tuple[Ranked, NDArray[np.bool_]]:
     """Neighbours, and which rows could have one beyond their candidates that ties with the k-th."""
     n, width = len(units), min(len(units), k + 1 + margin)
     asked = units[queries]

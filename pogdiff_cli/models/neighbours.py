@@ -79,9 +79,7 @@ def _approximate(units: UnitRows, k: int, notes: tuple[str, ...], track: Track) 
     lists = build_lists(units, track=track)
     probed = probes_needed(lists, to_choose, truth.rows[: len(to_choose)])
     found = neighbours_in_lists(units, lists, k, probed=probed, track=track)
-    truth_of_judged = Ranked(
-        rows=truth.rows[len(to_choose) :], similarities=truth.similarities[len(to_choose) :]
-    )
+    truth_of_judged = Ranked(rows=truth.rows[len(to_choose) :], similarities=truth.similarities[len(to_choose) :])
     recall = _recall(found, truth_of_judged, to_judge, lists, probed)
     return Neighbours(
         rows=found.rows, similarities=found.similarities, notes=(*notes, *_notes(recall, k, len(units))), recall=recall
@@ -108,8 +106,5 @@ def _notes(recall: Recall, k: int, n: int) -> tuple[str, ...]:
     )
     if recall.value >= RECALL:
         return (note,)
-    return (
-        note,
-        f"recall@{k} is below {RECALL}: these features have no groups that lists could follow; "
-        "index.search: exact compares every pair",
-    )
+    poor = f"recall@{k} is below {RECALL}: these features form no groups; index.search: exact compares every pair"
+    return (note, poor)

@@ -64,7 +64,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """An empty folder while the body runs, of a name that this process holds the lock of: what a killed one left goes."""
+    """An empty folder while the body runs; what a killed process left there goes. Only under the lock of its stage."""
     shutil.rmtree(path, ignore_errors=True)
     try:
         with explained(path):

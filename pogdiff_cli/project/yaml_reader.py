@@ -96,8 +96,9 @@ def _parse(text: str, loader: Any, source: str) -> Document:
 def _safe_events(text: str, loader: Any, source: str) -> Iterator[Any]:
     """The events of a text, up to the first that could hurt."""
     depth = 0
-    for event in yaml.parse(text, Loader=loader):
-        line = event.start_mark.line + 1
+    events: Iterator[Any] = yaml.parse(text, Loader=loader)
+    for event in events:
+        line = _line(event)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise _refusal(source, line, "anchors and aliases are not allowed; write the value out")
         if isinstance(event, yaml.CollectionStartEvent):
@@ -124,13 +125,13 @@ class _Builder:
         for event in self._events:
             if isinstance(event, yaml.DocumentStartEvent):
                 if seen:
-                    raise _refusal(self._source, event.start_mark.line + 1, "a second document is not allowed")
+                    raise _refusal(self._source, _line(event), "a second document is not allowed")
                 seen = True
                 values = self._value(next(self._events), "")
         return values
 
     def _value(self, event: Any, path: str) -> Any:
-        self.lines[path] = event.start_mark.line + 1
+        self.lines[path] = _line(event)
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(path)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -145,7 +146,7 @@ class _Builder:
     def _mapping(self, path: str) -> dict[str, Any]:
         result: dict[str, Any] = {}
         while (event := self._next_item()) is not None:
-            line = event.start_mark.line + 1
+            line = _line(event)
             if not isinstance(event, yaml.ScalarEvent):
                 raise _refusal(self._source, line, "a key must be a plain word")
             key = str(event.value)
@@ -155,6 +156,11 @@ class _Builder:
             result[key] = self._value(next(self._events), below)
             self.lines[below] = line  # where the key stands, though its value may begin on the next line
         return result
+
+
+def _line(event: Any) -> int:
+    """From 1."""
+    return int(event.start_mark.line) + 1
 
 
 def _scalar(text: str, style: str | None) -> Any:

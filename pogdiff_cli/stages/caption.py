@@ -27,7 +27,6 @@ from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, load_dataset
 from pogdiff_cli.stages.inputs import input_digests, load_adapter
 
-
 _FREE = ("template", "files")  # captioners that only compute
 _WRITTEN_AT_ONCE = 4096
 
