@@ -18,6 +18,7 @@ from torch import Tensor
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.method import inverse_text_density
 from pogdiff_cli.models.density import counts_per_record, default_steps, density_diagnostics, fit_density
+from pogdiff_cli.models.density_values import TOLERATED, measure_density, standard_error
 from pogdiff_cli.models.text_vae import (
     Bound,
     Posterior,
@@ -218,6 +219,60 @@ def test_the_chunk_a_caption_is_measured_in_does_not_change_its_density() -> Non
     np.testing.assert_allclose(
         log_density(vae, y, seed=0, chunk=2), log_density(vae, y, seed=0), rtol=1e-12, atol=1e-12
     )
+
+
+def test_repeated_captions_given_once_with_their_rows_have_the_density_of_the_repeated_rows() -> None:
+    distinct = clusters([3, 2, 1], noise=0.3, seed=13)
+    rows = np.array([0, 0, 1, 2, 3, 3, 3, 3, 4, 5, 0, 3])
+    once, repeated = fit_density(distinct, rows=rows, seed=0, steps=30), fit_density(distinct[rows], seed=0, steps=30)
+    np.testing.assert_allclose(once.log_density, repeated.log_density, rtol=1e-6)
+    assert len(once.measured.log_density) == 6
+    np.testing.assert_array_equal(once.log_density, once.measured.log_density[rows])
+    without_multiplicity = fit_density(distinct, seed=0, steps=30)
+    assert not np.allclose(once.measured.log_density, without_multiplicity.log_density, rtol=1e-4)
+
+
+def test_the_standard_error_shrinks_with_the_number_of_draws() -> None:
+    y = clusters([20, 10], noise=0.3, seed=14)
+    vae = fit_density(y, seed=0, steps=60).vae
+    few, many = (standard_error(vae, y, seed=0, bound="elbo", samples=samples) for samples in (8, 128))
+    assert 0 < many < few / 2  # 1 / sqrt(16), and some for chance
+
+
+def test_the_standard_error_is_the_spread_over_seeds_of_the_draws() -> None:
+    y = clusters([20, 10], noise=0.3, seed=15)
+    vae = fit_density(y, seed=0, steps=60).vae
+    sets = np.stack([log_density(vae, y, seed=seed, samples=8) for seed in range(100, 140)])
+    spread = np.sqrt((sets - sets.mean(1, keepdims=True)).var(axis=0, ddof=1).mean())
+    assert standard_error(vae, y, seed=0, bound="elbo", samples=8) == pytest.approx(spread, rel=0.4)
+
+
+def test_draws_that_the_decoder_does_not_see_cause_no_error() -> None:
+    torch.manual_seed(0)
+    vae = TextVae(TextVaeSizes(embedding_dim=8, latent_dim=3, hidden_dim=16))
+    vae.decoder[-1].weight.data.zero_()
+    y = np.random.default_rng(0).normal(size=(20, 8))
+    assert standard_error(vae, y, seed=0, bound="elbo", samples=8) < 1e-12
+
+
+def test_a_large_set_takes_as_many_draws_as_it_needs_and_stays_within_its_errors() -> None:
+    y = clusters([30, 20, 2, 2], noise=0.3, seed=16)
+    vae = fit_density(y, seed=0).vae
+    full, quick = measure_density(vae, y, seed=0), measure_density(vae, y, seed=0, large=10)
+    assert (full.samples, full.precision, full.rounding_error) == (64, "float64", 0.0)
+    assert quick.precision == "float32"
+    assert quick.samples <= 64
+    assert 0 < quick.rounding_error < 1e-4 * quick.log_density.std()
+    assert quick.samples == 64 or quick.standard_error <= 1.5 * TOLERATED * full.log_density.std()
+    difference = quick.log_density - full.log_density
+    allowed = math.hypot(quick.standard_error, full.standard_error) + quick.rounding_error
+    assert (difference - difference.mean()).std() < 2.0 * allowed
+
+
+def test_the_bound_whose_bias_depends_on_the_draws_never_takes_fewer() -> None:
+    y = clusters([20, 10], noise=0.3, seed=17)
+    vae = fit_density(y, seed=0, steps=20).vae
+    assert measure_density(vae, y, seed=0, bound="iwae", samples=32, large=10).samples == 32
 
 
 @pytest.mark.parametrize("bad", [np.ones((1, 4)), np.ones(4)])

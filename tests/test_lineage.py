@@ -43,6 +43,7 @@ TABLE: dict[str, tuple[Any, set[str]]] = {
     "caption.batch_size": (1, NOTHING),
     "index.extractor": ("dlib", INDEX),
     "index.k": (3, INDEX),
+    "index.search": ("exact", INDEX),
     "index.batch_size": (1, NOTHING),
     "density.text": ("prompt", DENSITY),
     "density.scale": ("literal", TRAIN),

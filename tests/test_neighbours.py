@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from pogdiff_cli.errors import Exit, PogdiffError
-from pogdiff_cli.models.neighbours import nearest
+from pogdiff_cli.models import exact_search, parallel
+from pogdiff_cli.models.neighbours import Neighbours, Search, nearest
+from pogdiff_cli.models.unit_rows import chunks
 
 
 def all_pairs(embeddings: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -114,3 +118,96 @@ def test_approximate_search_that_comes_back_short_is_completed() -> None:
     found = nearest(embeddings, 30, search="approximate")
     assert (found.rows >= 0).all()
     assert all(len(set(row)) == 30 for row in found.rows.tolist())
+
+
+def found_by(found: Neighbours, embeddings: NDArray[np.float32], k: int) -> float:
+    """Oracle: recall@k on the rows that the search says it measured, from all pairs."""
+    assert found.recall is not None
+    truth, _ = all_pairs(embeddings, k)
+    return float(np.mean([len(set(found.rows[row]) & set(truth[row])) / k for row in found.recall.rows]))
+
+
+def grouped(n: int, seed: int = 0) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(100, 16))
+    return (centres[rng.integers(100, size=n)] + 0.3 * rng.normal(size=(n, 16))).astype(np.float32)
+
+
+@pytest.mark.parametrize("embeddings", [grouped(3000), cloud(3000, 48)], ids=["groups", "no groups"])
+def test_the_recall_that_is_reported_is_that_of_comparing_all_pairs(embeddings: NDArray[np.float32]) -> None:
+    found = nearest(embeddings, 5, search="approximate")
+    assert found.recall is not None
+    assert len(found.recall.rows) == 500
+    assert found.recall.value == pytest.approx(found_by(found, embeddings, 5), abs=1e-9)
+
+
+def test_a_set_without_groups_is_said_to_be_poorly_searched() -> None:
+    found = nearest(cloud(3000, 48), 5, search="approximate")
+    assert found.recall is not None
+    assert found.recall.value < 0.95
+    assert "recall@5 is below 0.95" in found.notes[-1]
+
+
+def test_exact_search_claims_no_recall() -> None:
+    assert nearest(cloud(50, 8), 3).recall is None
+
+
+def test_a_memory_mapped_array_has_the_same_neighbours_as_the_array_in_memory(tmp_path: Path) -> None:
+    embeddings = grouped(2000)
+    np.save(tmp_path / "embeddings.npy", embeddings)
+    mapped = np.load(tmp_path / "embeddings.npy", mmap_mode="r", allow_pickle=False)
+    for search in ("exact", "approximate"):
+        kept, read = nearest(embeddings, 5, search=search), nearest(mapped, 5, search=search)
+        assert np.array_equal(kept.rows, read.rows)
+        assert np.array_equal(kept.similarities, read.similarities)
+
+
+@pytest.mark.parametrize("search", ["exact", "approximate"])
+def test_rows_said_to_be_absent_may_hold_anything_and_are_similar_to_nothing(search: Search) -> None:
+    embeddings = grouped(1500)
+    absent = np.zeros(1500, dtype=bool)
+    absent[::7] = True
+    embeddings[absent] = np.nan
+    found = nearest(embeddings, 4, search=search, absent=absent)
+    assert (found.similarities[absent] == 0).all()
+    assert found.rows[0].tolist() == [1, 2, 3, 4]
+    assert found.rows[7].tolist() == [0, 1, 2, 3]
+    assert not absent[found.rows[~absent]].any()
+
+
+def test_exact_search_of_a_few_rows_at_a_time_finds_what_one_product_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = grouped(300)
+    whole = nearest(embeddings, 5)
+    monkeypatch.setattr(exact_search, "chunks", lambda n, size=None: chunks(n, size or 37))
+    in_parts = nearest(embeddings, 5)
+    assert np.array_equal(whole.rows, in_parts.rows)
+    assert np.array_equal(whole.similarities, in_parts.similarities)
+
+
+def test_copies_are_compared_with_all_rows_once_for_each_distinct_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = np.concatenate([np.repeat(cloud(1, 8), 1000, axis=0), cloud(200, 8, seed=1)])
+    sizes: list[int] = []
+    whole = exact_search._cosines
+    monkeypatch.setattr(exact_search, "_cosines", lambda a, b: sizes.append(b.shape[1]) or whole(a, b))
+    found = nearest(embeddings, 3)
+    assert found.rows[500].tolist() == [0, 1, 2]
+    assert found.rows[1].tolist() == [0, 2, 3]
+    assert 1 <= sizes.count(1200) <= 201
+
+
+def test_the_neighbours_of_approximate_search_do_not_depend_on_the_number_of_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    embeddings = grouped(2000)
+    monkeypatch.setattr(parallel, "cores", lambda: 1)
+    one = nearest(embeddings, 5, search="approximate")
+    monkeypatch.setattr(parallel, "cores", lambda: 3)
+    three = nearest(embeddings, 5, search="approximate")
+    assert np.array_equal(one.rows, three.rows)
+    assert np.array_equal(one.similarities, three.similarities)
+
+
+def test_work_on_all_cores_comes_back_in_order_and_its_error_is_raised() -> None:
+    assert list(parallel.one_core_each(lambda number: number * number, range(50))) == [n * n for n in range(50)]
+    with pytest.raises(ZeroDivisionError):
+        list(parallel.one_core_each(lambda number: 1 // number, [1, 0, 2]))

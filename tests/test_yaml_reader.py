@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pogdiff_cli.errors import Exit, PogdiffError
-from pogdiff_cli.project.yaml_reader import MAX_BYTES, MAX_DEPTH, parse_scalar, parse_yaml, read_yaml
+from pogdiff_cli.project import yaml_reader
+from pogdiff_cli.project.yaml_reader import MAX_BYTES, MAX_DEPTH, MAX_OWN_BYTES, parse_scalar, parse_yaml, read_yaml
 from pogdiff_cli.project.yaml_writer import dump_yaml
 
 
@@ -185,3 +186,56 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
     with pytest.raises(PogdiffError, match=r"pogdiff\.yaml") as caught:
         read_yaml(path)
     assert caught.value.exit_code == Exit.USAGE
+
+
+def test_the_names_of_very_many_identities_are_read_where_the_program_wrote_them(tmp_path: Path) -> None:
+    names = {f"Person of a rather long name, number {i:06d}": f"Ada Müller {i} Lovelace" for i in range(70_000)}
+    path = tmp_path / "names.yaml"
+    path.write_text("".join(f"{identity}: {name}\n" for identity, name in names.items()), encoding="utf-8")
+    assert path.stat().st_size > MAX_BYTES
+    document = read_yaml(path, at_most=MAX_OWN_BYTES)
+    assert document.values == names
+    assert document.lines["Person of a rather long name, number 069999"] == 70_000
+    with pytest.raises(PogdiffError, match="larger than"):
+        read_yaml(path)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+@example({"\x85": "a\u2028b\u2029c\ufeff", "k" * 300: " \n x\r\n\t", "\U0001f600": ["'", '"', "\\"]})
+def test_large_files_are_read_as_small_ones_are(values: dict[str, Any]) -> None:
+    text = dump_yaml(values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml_reader, "_FAST_FROM", 0)
+        fast = parse_yaml(text)
+    slow = parse_yaml(text)
+    assert fast.values == slow.values == values
+    assert fast.lines == slow.lines
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("a: &x 1\n", "anchors and aliases"),
+        ("a: *x\n", "anchors and aliases"),
+        ("key 7: 1\n", "'key 7' stands here twice"),
+        ("a: !!python/name:os.system x\n", "tag"),
+        ("a: " + "[" * 40 + "]" * 40 + "\n", "nested deeper"),
+        ("a: " + "[" * 20_000 + "\n", "nested deeper"),
+        ("? [x]\n: 1\n", "plain word"),
+        ("--- \nb: 2\n", "document"),
+        ("\tb: 2\n", ""),
+        ("a: \x00\n", "not allowed"),
+    ],
+)
+def test_a_large_file_is_refused_for_what_a_small_one_is_and_at_the_same_line(damage: str, reason: str) -> None:
+    text = "".join(f"key {i}: {i}\n" for i in range(8000)) + damage
+    assert len(text) > yaml_reader._FAST_FROM
+    with pytest.raises(PogdiffError, match=r":8001: ") as fast:
+        parse_yaml(text)
+    assert reason in fast.value.message
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml_reader, "_FAST_FROM", len(text) + 1)
+        with pytest.raises(PogdiffError) as slow:
+            parse_yaml(text)
+    assert slow.value.message == fast.value.message

@@ -21,6 +21,8 @@ _ALIASES = ("filename", "file", "image", "image_path", "path", "img")  # what ot
 def clean_text(text: str) -> str:
     """NFC, white space (line ends included) folded to single spaces; a control character is a ValueError."""
     folded = " ".join(unicodedata.normalize("NFC", text).split())
+    if folded.isprintable():  # all but a few texts, told apart without looking at each character
+        return folded
     for character in folded:
         if unicodedata.category(character) in ("Cc", "Cs"):
             raise ValueError(f"holds the control character U+{ord(character):04X}")
@@ -81,12 +83,17 @@ def metadata_lines(path: Path) -> Iterator[Line]:
             hint="Set data.metadata, or leave it empty for a folder per identity.",
             exit_code=Exit.DATA,
         )
+    seen: set[tuple[str, ...]] = set()  # the lines of a file mostly have the same columns
     for line in reader(path):
-        _refuse_misspelt(line)
+        columns = tuple(line.values)
+        if columns not in seen:
+            _refuse_misspelt(line)
+            seen.add(columns)
         yield line
 
 
 def _jsonl(path: Path) -> Iterator[Line]:
+    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     # split at b"\n" alone: text may hold U+2028, at which str.splitlines would break
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -95,7 +102,7 @@ def _jsonl(path: Path) -> Iterator[Line]:
             if not content.strip():
                 continue
             try:
-                values = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+                values = decoder.decode(content.decode("utf-8"))
             except (ValueError, RecursionError) as error:
                 raise line.error(f"not a JSON object: {error}.", hint="One object a line.") from error
             if not isinstance(values, dict):

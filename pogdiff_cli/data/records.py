@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -147,7 +147,7 @@ class _Builder:
         given = line.required("file_name")
         try:
             name = relative_path(given)
-            self._folder.regular_file(name)
+            self._folder.refuse_unless_regular(name)
         except BadPath as error:
             shown = given if len(given) <= 120 else given[:120] + "…"
             raise line.error(
@@ -165,7 +165,7 @@ class _Builder:
             if not identity:
                 raise line.error("identity is empty.", hint="Name whom or what the image shows.")
         else:
-            parts = PurePosixPath(name).parts
+            parts = name.split("/")
             if len(parts) < 2:
                 raise line.error(
                     f"{name!r} has no identity.",
@@ -178,8 +178,10 @@ class _Builder:
 
     def _sidecar(self, name: str, line: Line) -> str:
         """The caption file beside an image: same stem, .txt; "" where there is none."""
-        relative = PurePosixPath(name).with_suffix(".txt").as_posix()
-        if not (self._folder.root / relative).is_symlink() and not (self._folder.root / relative).exists():
+        start = name.rfind("/") + 1
+        dot = name.rfind(".")
+        relative = (name[:dot] if start < dot < len(name) - 1 else name) + ".txt"
+        if not self._folder.something_at(relative):
             return ""
         try:
             path = self._folder.regular_file(relative)

@@ -21,7 +21,8 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.progress import Track, untracked
 
 _SCHEMA = 1  # of a cache line: raise it when decoding changes its mind about some file
-_CHUNK = 256  # images in flight: bounds memory whatever the number of records
+_GROUP = 16  # images that a thread takes at once
+_CHUNK = 512  # images in flight: bounds memory whatever the number of records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Scan:
     notes: list[Note]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Entry:
     """What is known of one file in one state of it."""
 
@@ -127,7 +128,10 @@ def _in_chunks(
     pool: ThreadPoolExecutor, names: Iterator[str], root: Path, known: dict[str, _Entry], cache: Path | None
 ) -> Iterator[_Entry]:
     while chunk := list(islice(names, _CHUNK)):
-        entries = list(pool.map(lambda name: _examine(root, name, known.get(name)), chunk))
+        # a few at once: handing over a name costs more than looking at a file that is known
+        groups = [chunk[start : start + _GROUP] for start in range(0, len(chunk), _GROUP)]
+        examined = pool.map(lambda group: [_examine(root, name, known.get(name)) for name in group], groups)
+        entries = [entry for group in examined for entry in group]
         fresh = [entry for entry in entries if entry.lasting and entry is not known.get(entry.file_name)]
         if cache is not None and fresh:
             with cache.open("a", encoding="utf-8") as file:
@@ -136,12 +140,12 @@ def _in_chunks(
 
 
 def _examine(root: Path, name: str, known: _Entry | None) -> _Entry:
-    path = root / name
     try:
-        status = path.stat()
+        status = os.stat(os.path.join(root, name))
         state = (status.st_size, status.st_mtime_ns, status.st_ino)
         if known is not None and known.state == state:
             return known
+        path = root / name
         data = read_bytes(path)
     except (OSError, BadImage) as error:
         reason = str(error) if isinstance(error, BadImage) else f"cannot be read: {error.strerror}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from string import Formatter
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from pogdiff_cli.errors import Exit, PogdiffError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionRequest:
     """What a captioner is told of one image besides its pixels."""
 
@@ -39,7 +40,8 @@ def check_prompts(prompts: Sequence[str], attributes: Collection[str]) -> None:
             raise _refusal(f"The prompt {prompt!r} lacks {{name}}.", "A caption must say whom it shows.")
 
 
-def placeholders(prompt: str) -> list[str]:
+@lru_cache(maxsize=1024)
+def placeholders(prompt: str) -> tuple[str, ...]:
     """Names between braces; attribute access, indices, conversions and formats are refused."""
     try:
         parts = list(Formatter().parse(prompt))
@@ -55,7 +57,7 @@ def placeholders(prompt: str) -> list[str]:
                 "Write {name} or the name of a column.",
             )
         fields.append(field)
-    return fields
+    return tuple(fields)
 
 
 def render(prompts: Sequence[str], request: CaptionRequest, *, seed: int, index: int) -> str:
@@ -70,14 +72,18 @@ def render(prompts: Sequence[str], request: CaptionRequest, *, seed: int, index:
     for step in range(len(prompts)):
         prompt = prompts[order[(index + step) % len(prompts)]]
         if all(values.get(field) for field in placeholders(prompt)):
-            return "".join(
-                literal + (values[field] if field else "") for literal, field, _, _ in Formatter().parse(prompt)
-            )
+            return "".join(literal + (values[field] if field else "") for literal, field in _parts(prompt))
     raise PogdiffError(
         f"No prompt fits {request.file_name}: each names an attribute that it lacks.",
         hint="Add a prompt with {name} alone to caption.prompts.",
         exit_code=Exit.DATA,
     )
+
+
+@lru_cache(maxsize=1024)
+def _parts(prompt: str) -> tuple[tuple[str, str | None], ...]:
+    """Literal text, and the placeholder that follows it."""
+    return tuple((literal, field) for literal, field, _, _ in Formatter().parse(prompt))
 
 
 def template_captions(prompts: Sequence[str], requests: Sequence[CaptionRequest], *, seed: int) -> list[str]:
@@ -89,9 +95,10 @@ def template_captions(prompts: Sequence[str], requests: Sequence[CaptionRequest]
     return [render(prompts, request, seed=seed, index=place[request.file_name]) for request in requests]
 
 
-def _order(identity: str, prompts: int, seed: int) -> list[int]:
+@lru_cache(maxsize=100_000)
+def _order(identity: str, prompts: int, seed: int) -> tuple[int, ...]:
     spawn = np.frombuffer(identity.encode("utf-8"), dtype=np.uint8).tolist()
-    return [int(number) for number in np.random.default_rng([seed, *spawn]).permutation(prompts)]
+    return tuple(int(number) for number in np.random.default_rng([seed, *spawn]).permutation(prompts))
 
 
 def _refusal(message: str, hint: str) -> PogdiffError:

@@ -13,7 +13,9 @@ from scipy.stats import rankdata, spearmanr
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.method import inverse_text_density
-from pogdiff_cli.models.text_vae import DECODER_VARIANCE, Bound, TextVae, TextVaeSizes, log_density
+from pogdiff_cli.models.density_values import DensityValues, measure_density
+from pogdiff_cli.models.parallel import on_one_core
+from pogdiff_cli.models.text_vae import DECODER_VARIANCE, Bound, TextVae, TextVaeSizes
 from pogdiff_cli.progress import Track, untracked
 
 STEPS = (400, 5000)  # at least, at most; between them, PASSES over the captions
@@ -27,11 +29,15 @@ FLAT = 1.5  # ratio below which the weights hardly tell minority from majority
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DensityFit:
-    """``log_density`` (n,): a lower bound of log p(y). ``loss_curve`` (steps,): -ELBO of each mini-batch."""
+    """``log_density`` (n,): a lower bound of log p(y). ``loss_curve`` (steps,): -ELBO of each mini-batch.
+
+    ``measured``: the same for each distinct embedding, with the number of draws and the errors.
+    """
 
     log_density: NDArray[np.float64]
     vae: TextVae
     loss_curve: NDArray[np.float64]
+    measured: DensityValues
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,7 @@ def fit_density(
     embeddings: NDArray[np.floating],
     *,
     seed: int,
+    rows: NDArray[np.integer] | None = None,
     latent_dim: int = 16,
     hidden_dim: int = 256,
     decoder_variance: float = DECODER_VARIANCE,
@@ -65,12 +72,15 @@ def fit_density(
     device: str = "cpu",
     track: Track = untracked,
 ) -> DensityFit:
-    """Train the VAE on the embeddings (n, d) of all captions, repeats included; bound log p of each.
+    """Train the VAE on the embeddings of all n captions, repeats included; bound log p of each.
 
-    ``embeddings`` may be memory-mapped: it is read in chunks and mini-batches. The same seed on the same
-    machine gives the same bits. ``steps`` and ``batch_size`` follow n where None.
+    ``embeddings`` (m, d) may be memory-mapped: they are read in chunks and mini-batches. ``rows`` (n,) says
+    which of them each caption has, so that a repeated one is stored and measured once and trained on as often
+    as it occurs; None: caption i has embedding i. The same seed on the same machine gives the same bits.
+    ``steps`` and ``batch_size`` follow n where None.
     """
-    standardisation = _standardisation(embeddings)
+    rows = np.arange(len(embeddings)) if rows is None else rows
+    standardisation = _standardisation(embeddings, rows)
     sizes = TextVaeSizes(
         embedding_dim=embeddings.shape[1],
         latent_dim=latent_dim,
@@ -83,23 +93,25 @@ def fit_density(
     vae.shift.copy_(torch.from_numpy(standardisation.shift))
     vae.spread.copy_(torch.from_numpy(standardisation.spread))
     vae.to(device)
-    loss_curve = _train(
-        vae,
-        embeddings,
-        seed=seed,
-        steps=steps or default_steps(len(embeddings)),
-        batch_size=batch_size or _default_batch_size(len(embeddings)),
-        learning_rate=learning_rate,
-        track=track,
-    )
+    with on_one_core():  # and so the same bits on any number of them
+        loss_curve = _train(
+            vae,
+            embeddings,
+            rows,
+            seed=seed,
+            steps=steps or default_steps(len(rows)),
+            batch_size=batch_size or _default_batch_size(len(rows)),
+            learning_rate=learning_rate,
+            track=track,
+        )
     if not np.isfinite(loss_curve).all():
         raise PogdiffError(
             f"The text VAE diverged at step {int(np.argmin(np.isfinite(loss_curve)))}.",
             hint="Lower density.learning_rate.",
             exit_code=Exit.NON_FINITE,
         )
-    values = log_density(vae, embeddings, seed=seed, bound=bound, samples=samples, track=track)
-    return DensityFit(log_density=values, vae=vae, loss_curve=loss_curve)
+    measured = measure_density(vae, embeddings, seed=seed, bound=bound, samples=samples, track=track)
+    return DensityFit(log_density=measured.log_density[rows], vae=vae, loss_curve=loss_curve, measured=measured)
 
 
 def default_steps(n: int) -> int:
@@ -111,29 +123,30 @@ def _default_batch_size(n: int) -> int:
     return BATCH_SIZE[0] if n <= LARGE_SET else BATCH_SIZE[1]
 
 
-def _chunks(embeddings: NDArray[np.floating]) -> Iterator[NDArray[np.float64]]:
+def _chunks(embeddings: NDArray[np.floating]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
     for start in range(0, len(embeddings), CHUNK):
-        yield np.asarray(embeddings[start : start + CHUNK], dtype=np.float64)
+        part = slice(start, start + CHUNK)
+        yield part, np.asarray(embeddings[part], dtype=np.float64)
 
 
-def _standardisation(embeddings: NDArray[np.floating]) -> _Standardisation:
-    """Mean and deviation of each dimension, in two passes of float64."""
-    if embeddings.ndim != 2 or len(embeddings) < 2:
+def _standardisation(embeddings: NDArray[np.floating], rows: NDArray[np.integer]) -> _Standardisation:
+    """Mean and deviation of each dimension over the captions, in two passes of float64."""
+    if embeddings.ndim != 2 or len(rows) < 2:
         raise PogdiffError(
             f"A text density needs 2 captions or more; these embeddings have shape {embeddings.shape}.",
             hint="Add images to the training split.",
             exit_code=Exit.DATA,
         )
-    n = len(embeddings)
-    shift = sum((chunk.sum(0) for chunk in _chunks(embeddings)), np.zeros(embeddings.shape[1])) / n
+    share = np.bincount(rows, minlength=len(embeddings)) / len(rows)  # of each distinct embedding
+    shift = sum((share[part] @ chunk for part, chunk in _chunks(embeddings)), np.zeros(embeddings.shape[1]))
     if not np.isfinite(shift).all():
         raise PogdiffError(
             "Some text embeddings are not finite.",
             hint="Embed the captions again, in float32.",
             exit_code=Exit.NON_FINITE,
         )
-    squares = sum((np.square(chunk - shift).sum(0) for chunk in _chunks(embeddings)), np.zeros_like(shift))
-    spread = np.sqrt(squares / n)
+    variances = (share[part] @ np.square(chunk - shift) for part, chunk in _chunks(embeddings))
+    spread = np.sqrt(sum(variances, np.zeros_like(shift)))
     # a dimension that hardly varies is rounding, not text: its own deviation would blow it up
     floor = max(1e-3 * float(np.sqrt(np.square(spread).mean())), 1e-6 * float(np.abs(shift).max()))
     return _Standardisation(shift=shift, spread=np.where(spread > floor, spread, max(floor, 1e-12)))
@@ -142,6 +155,7 @@ def _standardisation(embeddings: NDArray[np.floating]) -> _Standardisation:
 def _train(
     vae: TextVae,
     embeddings: NDArray[np.floating],
+    rows: NDArray[np.integer],
     *,
     seed: int,
     steps: int,
@@ -156,8 +170,8 @@ def _train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     losses = torch.empty(steps, device=device)
     for step in track(range(steps), "Fitting the text density", steps):
-        rows = np.sort(rows_rng.integers(len(embeddings), size=batch_size))  # sorted: one sweep over the file
-        batch = np.asarray(embeddings[rows], dtype=np.float64)
+        drawn = np.sort(rows_rng.integers(len(rows), size=batch_size))  # sorted: one sweep over the file
+        batch = np.asarray(embeddings[rows[drawn]], dtype=np.float64)
         y = vae.standardise(torch.from_numpy(batch).to(device))
         draws = torch.randn(batch_size, vae.sizes.latent_dim, generator=noise_rng).to(device)
         loss = vae.negative_elbo(y, draws).mean()

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.models.exact_search import Ranked, exact_neighbours
+from pogdiff_cli.models.inverted_lists import InvertedLists, build_lists, neighbours_in_lists, probes_needed
+from pogdiff_cli.models.unit_rows import UnitRows
 from pogdiff_cli.progress import Track, untracked
 
 Search = Literal["auto", "exact", "approximate"]
-_APPROXIMATE_FROM = 200_000  # rows from which "auto" no longer compares all pairs
-_MARGIN = 16  # candidates beyond k + 1: what rounding or ties may have pushed out of the first k
-_PART = 64  # rows compared at once: what they need stays in the processor's cache
-_ROUNDING = 1e-5  # of a float32 inner product of unit vectors, generously
+APPROXIMATE_FROM = 200_000  # rows from which "auto" no longer compares all pairs
+SAMPLE = 500  # rows that are also searched exactly: as many to choose the lists by, as many again to measure recall
+RECALL = 0.95  # below which the result says that it is poor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recall:
+    """recall@k: the share of the k most similar images that an approximate search found, over sampled rows."""
+
+    value: float
+    standard_error: float
+    rows: NDArray[np.int64]  # (m,) the rows it was measured on, none of which the search was adjusted to
+    lists: int
+    probed: int  # lists compared with each row
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Neighbours:
     """k neighbours of n rows, in descending order of similarity and, where equal, ascending order of rows."""
 
     rows: NDArray[np.int64]  # (n, k)
     similarities: NDArray[np.float32]  # (n, k) cosines
     notes: tuple[str, ...] = ()
+    recall: Recall | None = None  # None: every pair was compared
 
 
 def nearest(
@@ -32,13 +46,14 @@ def nearest(
     k: int,
     *,
     search: Search = "auto",
+    absent: NDArray[np.bool_] | None = None,
     block: int = 2048,
     track: Track = untracked,
 ) -> Neighbours:
     """s_ij = z_i . z_j / (|z_i| |z_j|), the k largest over j != i: embeddings (n, d) -> (n, k).
 
-    A copy of an image is its neighbour, at similarity 1; the row itself never is. Memory beyond the
-    normalised copy of the embeddings is that of one block of rows.
+    A copy of an image is its neighbour, at similarity 1; the row itself never is. ``embeddings`` may be
+    memory-mapped and are not copied. Rows of ``absent`` (n,) may hold anything: s = 0 to every other.
     """
     n = len(embeddings)
     if n < 2 or k < 1:
@@ -47,101 +62,49 @@ def nearest(
             hint="At least two images and one neighbour are needed.",
             exit_code=Exit.DATA,
         )
-    unit = _normalised(embeddings)
+    units = UnitRows(embeddings, absent=absent)
     kept = min(k, n - 1)
     notes = () if kept == k else (f"k reduced from {k} to {kept}: there are only {n} images",)
-    approximate = search == "approximate" or (search == "auto" and n >= _APPROXIMATE_FROM)
-    index = _approximate_index(unit) if approximate else _exact_index(unit)
-    rows = np.empty((n, kept), dtype=np.int64)
-    similarities = np.empty((n, kept), dtype=np.float32)
-    for start in track(range(0, n, block), "Searching neighbours", -(-n // block)):
-        own = np.arange(start, min(start + block, n))
-        scores, candidates = index.search(unit[own], min(n, kept + 1 + _MARGIN))
-        rows[own], similarities[own], doubtful = _ranked(unit, own, candidates, scores, kept)
-        # exact search with ties at the edge of the candidates, or an approximate one that came back short
-        redo = doubtful if not approximate else own[(candidates >= 0).sum(axis=1) <= kept]
-        for row in redo:
-            rows[row], similarities[row] = _all_pairs(unit, int(row), kept)
-    if approximate:
-        notes = (
-            *notes,
-            f"approximate search ({n} images): inverted lists, nprobe {index.nprobe} of {index.nlist}",
-        )
-    return Neighbours(rows=rows, similarities=similarities, notes=notes)
+    if search == "exact" or (search == "auto" and n < APPROXIMATE_FROM):
+        found = exact_neighbours(units, np.arange(n), kept, block=block, track=track)
+        return Neighbours(rows=found.rows, similarities=found.similarities, notes=notes)
+    return _approximate(units, kept, notes, track)
 
 
-def _normalised(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
-    if not np.isfinite(embeddings).all():
-        raise PogdiffError("An embedding is not finite.", exit_code=Exit.NON_FINITE)
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    # a row of zeros stands for "no face found": similar to nothing, s = 0
-    return np.ascontiguousarray(embeddings / np.where(norms > 0, norms, 1.0), dtype=np.float32)
-
-
-def _faiss() -> Any:
-    # after torch: loading two OpenMP runtimes in the other order crashes on some platforms
-    import torch  # noqa: F401, I001
-    import faiss
-
-    return faiss
-
-
-def _exact_index(unit: NDArray[np.float32]) -> Any:
-    index = _faiss().IndexFlatIP(unit.shape[1])
-    index.add(unit)
-    return index
-
-
-def _approximate_index(unit: NDArray[np.float32]) -> Any:
-    """Inverted lists, about 4 sqrt(n) of them, of which one in 32 is searched; trained with a fixed seed."""
-    faiss = _faiss()
-    lists = max(1, int(4 * np.sqrt(len(unit))))
-    lists = min(lists, max(1, len(unit) // 39))  # faiss wants 39 points a centroid
-    d, half = unit.shape[1], faiss.ScalarQuantizer.QT_fp16
-    # half precision halves the lists' memory at no cost: candidates are compared exactly afterwards
-    index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(d), d, lists, half, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed = 0
-    sample = np.random.default_rng(0).permutation(len(unit))[: 64 * lists]
-    index.train(unit[np.sort(sample)])
-    index.add(unit)
-    index.nprobe = max(1, min(lists, max(16, lists // 32)))
-    return index
-
-
-def _ranked(
-    unit: NDArray[np.float32],
-    own: NDArray[np.int64],
-    candidates: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    k: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-    """The best k of the candidates by a similarity that depends on the two vectors alone, ties by row.
-
-    The index's own scores differ in the last bit from block to block, which would order exact copies at
-    random. The third value lists the rows whose k-th neighbour could be tied with one that is no candidate.
-    """
-    exact = np.concatenate(
-        [_cosines(unit[own[i : i + _PART], None], unit[candidates[i : i + _PART]]) for i in range(0, len(own), _PART)]
+def _approximate(units: UnitRows, k: int, notes: tuple[str, ...], track: Track) -> Neighbours:
+    """Search the lists nearest to each row's own; how many is decided, and then judged, by exact search of a sample."""
+    drawn = np.random.default_rng(0).permutation(np.flatnonzero(~units.absent))[: 2 * SAMPLE]
+    to_choose, to_judge = (np.sort(half) for half in np.array_split(drawn, 2))
+    truth = exact_neighbours(units, np.concatenate([to_choose, to_judge]), k)
+    lists = build_lists(units, track=track)
+    probed = probes_needed(lists, to_choose, truth.rows[: len(to_choose)])
+    found = neighbours_in_lists(units, lists, k, probed=probed, track=track)
+    truth_of_judged = Ranked(rows=truth.rows[len(to_choose) :], similarities=truth.similarities[len(to_choose) :])
+    recall = _recall(found, truth_of_judged, to_judge, lists, probed)
+    return Neighbours(
+        rows=found.rows, similarities=found.similarities, notes=(*notes, *_notes(recall, k, len(units))), recall=recall
     )
-    exact[(candidates == own[:, None]) | (candidates < 0)] = -np.inf  # by row, not by score; -1 pads short lists
-    order = np.lexsort((candidates, -exact), axis=1)[:, :k]
-    best = np.take_along_axis(exact, order, axis=1)
-    complete = candidates.shape[1] == len(unit)
-    doubtful = np.zeros(len(own), dtype=bool) if complete else scores[:, -1] > best[:, -1] - _ROUNDING
-    return np.take_along_axis(candidates, order, axis=1), best, own[doubtful]
 
 
-def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Inner products over the last axis of unit vectors, each summed in one fixed order in float64."""
-    # not matmul: its kernels sum the same two vectors differently at different places of a batch
-    products = np.multiply(a, b, dtype=np.float64).sum(axis=-1)
-    return np.asarray(np.clip(products, -1.0, 1.0), dtype=np.float32)
+def _recall(found: Ranked, truth: Ranked, rows: NDArray[np.int64], lists: InvertedLists, probed: int) -> Recall:
+    # by similarity, not by row: of more than k exact copies, any k are the nearest
+    shares = (found.similarities[rows] >= truth.similarities[:, -1:]).mean(axis=1)
+    return Recall(
+        value=float(shares.mean()) if len(rows) else 1.0,
+        standard_error=float(shares.std() / np.sqrt(max(1, len(rows)))) if len(rows) else 0.0,
+        rows=rows,
+        lists=len(lists.centroids),
+        probed=probed,
+    )
 
 
-def _all_pairs(unit: NDArray[np.float32], row: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The same for one row by comparing it with every other, in float64 sums of bounded memory."""
-    parts = range(0, len(unit), 4096)
-    exact = np.concatenate([_cosines(unit[row], unit[start : start + 4096]) for start in parts])
-    exact[row] = -np.inf
-    order = np.lexsort((np.arange(len(unit)), -exact))[:k]
-    return order.astype(np.int64), exact[order]
+def _notes(recall: Recall, k: int, n: int) -> tuple[str, ...]:
+    note = (
+        f"approximate search ({n} images): {recall.probed} of {recall.lists} inverted lists, "
+        f"recall@{k} {recall.value:.3f} (standard error {recall.standard_error:.3f}) against exact search of "
+        f"{len(recall.rows)} images"
+    )
+    if recall.value >= RECALL:
+        return (note,)
+    poor = f"recall@{k} is below {RECALL}: these features form no groups; index.search: exact compares every pair"
+    return (note, poor)

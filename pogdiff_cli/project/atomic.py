@@ -62,6 +62,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty folder while the body runs; what a killed process left there goes. Only under the lock of its stage."""
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        with explained(path):
+            path.mkdir(parents=True)
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half written; only for a folder that this process holds the lock of."""
     for path in folder.glob(f"{HIDDEN}*") if folder.is_dir() else ():

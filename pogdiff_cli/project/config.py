@@ -55,6 +55,7 @@ class IndexConfig(Section):
 
     extractor: str = "hf:facebook/dinov2-base#cls"
     k: int = Field(5, ge=1)
+    search: Literal["auto", "exact", "approximate"] = "auto"
     batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
 
 

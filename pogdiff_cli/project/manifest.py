@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.project.atomic import write_text
-from pogdiff_cli.project.yaml_reader import read_yaml
+from pogdiff_cli.project.yaml_reader import MAX_OWN_BYTES, read_yaml
 from pogdiff_cli.project.yaml_writer import dump_yaml
 
 SCHEMA = 1
@@ -92,7 +92,7 @@ def read_manifest(path: Path) -> Manifest:
 @functools.lru_cache(maxsize=4)  # with many runs, parsing takes long, and every stage asks several times
 def _read(path: Path, state: tuple[int, ...]) -> Manifest:
     del state  # part of the cache's key: another state of the file is read anew
-    values = read_yaml(path).values
+    values = read_yaml(path, at_most=MAX_OWN_BYTES).values
     values = {} if values is None else values
     version = values.get("schema_version") if isinstance(values, dict) else None
     if isinstance(version, int) and version > SCHEMA:

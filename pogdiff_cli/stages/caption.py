@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,18 @@ from pogdiff_cli.data.captions import (
     read_captions,
 )
 from pogdiff_cli.data.images import decode
-from pogdiff_cli.data.names import assign_names, replace_names, words_of
+from pogdiff_cli.data.names import NameReplacer, assign_names, words_of
 from pogdiff_cli.data.wording import check_prompts, template_captions
 from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.project.lineage import plan_caption
-from pogdiff_cli.project.yaml_reader import read_yaml
+from pogdiff_cli.project.yaml_reader import MAX_OWN_BYTES, read_yaml
 from pogdiff_cli.project.yaml_writer import dump_yaml
 from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, load_dataset
 from pogdiff_cli.stages.inputs import input_digests, load_adapter
+
+_FREE = ("template", "files")  # captioners that only compute
+_WRITTEN_AT_ONCE = 4096
 
 
 def run(context: Context) -> Result:
@@ -38,7 +42,7 @@ def run(context: Context) -> Result:
 
 def read_names(context: Context) -> dict[str, str]:
     """Identity to the name it has in captions and prompts."""
-    values = read_yaml(context.project.names).values
+    values = read_yaml(context.project.names, at_most=MAX_OWN_BYTES).values
     return {str(identity): str(name) for identity, name in (values or {}).items()}
 
 
@@ -47,23 +51,24 @@ def _caption(context: Context, dataset: Dataset, attempt: Attempt, known: Mappin
     names = _names(context, dataset, known)
     requests = _requests(dataset, names)
     captioner = project.config.caption.captioner
-    if attempt == "anew" or captioner in ("template", "files"):  # these cost nothing, and names may have changed
+    if attempt == "anew" or captioner in _FREE:  # these cost nothing, and names may have changed
         project.captions.unlink(missing_ok=True)
         if not known:
             project.names.unlink(missing_ok=True)
-    done = read_captions(project.captions)
-    todo = [request for request in requests if request.file_name not in done]
+    captions = {name: caption.caption for name, caption in read_captions(project.captions).items()}
+    reused = len(captions)
+    todo = [request for request in requests if request.file_name not in captions]
     with CaptionWriter(project.captions) as writer:
         for batch in _captions(context, dataset, todo):
             writer.append(batch)
+            captions.update({caption.file_name: caption.caption for caption in batch})
     write_text(project.names, "# identity: the name it has in captions and prompts\n" + dump_yaml(names))
-    captions = [caption.caption for caption in read_captions(project.captions).values()]
     facts: dict[str, Any] = {
         "captions": len(captions),
-        "distinct": len(set(captions)),
+        "distinct": len(set(captions.values())),
         "identities": len({request.identity for request in requests}),
         "captioner": captioner,
-        "reused": len(done),
+        "reused": reused,
     }
     return Made(facts=facts)
 
@@ -88,13 +93,13 @@ def _names(context: Context, dataset: Dataset, known: Mapping[str, str]) -> dict
 
 
 def _requests(dataset: Dataset, names: Mapping[str, str]) -> list[CaptionRequest]:
-    records = dataset.records
+    records, replaced = dataset.records, NameReplacer(names)
     return [
         CaptionRequest(
             file_name=records.file_names[row],
             identity=records.name_of(row),
             name=names[records.name_of(row)],
-            text=replace_names(records.texts[row], names) if records.texts[row] else "",
+            text=replaced(records.texts[row]) if records.texts[row] else "",
             attributes={key: column[row] for key, column in records.attributes.items() if column[row]},
         )
         for row in dataset.train_rows
@@ -104,7 +109,9 @@ def _requests(dataset: Dataset, names: Mapping[str, str]) -> list[CaptionRequest
 def _captions(context: Context, dataset: Dataset, requests: Sequence[CaptionRequest]) -> Iterable[list[Caption]]:
     config = context.project.config
     adapter = load_adapter(context)
-    size = config.caption.batch_size
+    count_tokens = lru_cache(maxsize=100_000)(adapter.count_tokens)  # an identity's captions share its name
+    # what costs nothing is not worth a flush to the disk every few images
+    size = _WRITTEN_AT_ONCE if config.caption.captioner in _FREE else config.caption.batch_size
     texts = _texts(context, dataset, requests)
     batches = range(0, len(requests), size)
     for start in context.track(batches, "Captioning", len(batches)):
@@ -114,7 +121,7 @@ def _captions(context: Context, dataset: Dataset, requests: Sequence[CaptionRequ
                 file_name=request.file_name,
                 identity=request.identity,
                 name=request.name,
-                caption=ensure_name(next(texts), request.name, adapter.count_tokens, adapter.token_limit),
+                caption=ensure_name(next(texts), request.name, count_tokens, adapter.token_limit),
                 captioner=config.caption.captioner,
             )
             for request in batch
@@ -136,11 +143,11 @@ def _described(context: Context, dataset: Dataset, requests: Sequence[CaptionReq
 
     config = context.project.config
     captioner = load_captioner(config.caption.captioner, opts={"allow_python": config.caption.allow_python})
-    names = {request.identity: request.name for request in requests}
+    replaced = NameReplacer({request.identity: request.name for request in requests})
     for start in range(0, len(requests), config.caption.batch_size):
         batch = requests[start : start + config.caption.batch_size]
         images = [decode(dataset.images / request.file_name).image for request in batch]
-        yield from (replace_names(text, names) for text in captioner.describe(images, batch))
+        yield from (replaced(text) for text in captioner.describe(images, batch))
 
 
 def caption_texts(context: Context, dataset: Dataset) -> list[str]:

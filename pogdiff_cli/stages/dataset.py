@@ -41,7 +41,8 @@ class Dataset:
 
     def train_counts(self) -> NDArray[np.int64]:
         """Training images of each identity code."""
-        return self.records.train.counts()
+        identity = self.records.identity[~self.records.heldout]
+        return np.bincount(identity, minlength=len(self.records.identity_names)).astype(np.int64)
 
 
 def load_dataset(context: Context) -> Dataset:

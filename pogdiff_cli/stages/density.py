@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from pogdiff_cli.engine.encode import encode_texts, text_key
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.method import inverse_text_density
 from pogdiff_cli.models.density import density_diagnostics, fit_density
-from pogdiff_cli.project.atomic import atomic_folder
+from pogdiff_cli.project.atomic import atomic_folder, scratch_folder
 from pogdiff_cli.project.config import Config
 from pogdiff_cli.project.layout import Project
 from pogdiff_cli.project.lineage import plan_density
@@ -21,6 +23,8 @@ from pogdiff_cli.stages.caption import caption_texts, read_names
 from pogdiff_cli.stages.context import Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, groups, load_dataset, refuse_untrainable
 from pogdiff_cli.stages.inputs import caption_cache, input_digests, load_adapter
+
+_READ = 512  # entries read at once: with every token's state an entry takes a quarter of a megabyte
 
 
 def run(context: Context) -> Result:
@@ -59,29 +63,35 @@ def inverse_density(config: Config, log_density: NDArray[np.float64]) -> NDArray
 
 def _fit(context: Context, dataset: Dataset) -> Made:
     project, density = context.project, context.project.config.density
-    texts = density_texts(context, dataset)
-    pooled = pooled_embeddings(context, texts)
-    fit = fit_density(
-        pooled,
-        seed=project.config.seed,
-        latent_dim=density.latent_dim,
-        hidden_dim=density.hidden_dim,
-        steps=density.steps,
-        learning_rate=density.learning_rate,
-        bound=density.bound,
-        samples=density.samples,
-        track=context.track,
-    )
+    texts = _Texts.of(density_texts(context, dataset))
+    with scratch_folder(project.cache / "scratch" / "fit-density") as scratch:
+        pooled = pooled_embeddings(context, texts.distinct, scratch / "pooled.npy")
+        fit = fit_density(
+            pooled,
+            seed=project.config.seed,
+            rows=texts.rows,
+            latent_dim=density.latent_dim,
+            hidden_dim=density.hidden_dim,
+            steps=density.steps,
+            learning_rate=density.learning_rate,
+            bound=density.bound,
+            samples=density.samples,
+            track=context.track,
+        )
     identity = dataset.records.identity[dataset.train_rows]
     counts = dataset.train_counts()[identity]
     few = np.array([group == "few" for group in groups(context, dataset)])[identity]
     diagnostics = density_diagnostics(fit.log_density, counts, few)
     facts: dict[str, Any] = {
-        "captions": len(texts),
-        "distinct": len(set(texts)),
+        "captions": len(texts.rows),
+        "distinct": len(texts.distinct),
         "text": density.text,
         "log_density_min": round(float(fit.log_density.min()), 4),
         "log_density_max": round(float(fit.log_density.max()), 4),
+        "samples": fit.measured.samples,
+        "standard_error": _significant(fit.measured.standard_error),
+        "precision": fit.measured.precision,
+        "rounding_error": _significant(fit.measured.rounding_error),
         **{key: _rounded(value) for key, value in asdict(diagnostics).items()},
     }
     with atomic_folder(project.density) as folder:
@@ -103,17 +113,39 @@ def density_texts(context: Context, dataset: Dataset) -> list[str]:
     return [config.sample.prompt.format(name=names[dataset.records.name_of(row)]) for row in dataset.train_rows]
 
 
-def pooled_embeddings(context: Context, texts: list[str]) -> NDArray[np.float32]:
-    """Pooled text embeddings (n, d), one row a text, repeats included: de-duplicating would destroy the density."""
+@dataclass(frozen=True, kw_only=True)
+class _Texts:
+    """The distinct texts in order of their first occurrence, and which of them each row has: (n,)."""
+
+    distinct: list[str]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> _Texts:
+        place: dict[str, int] = {}
+        rows = np.fromiter((place.setdefault(text, len(place)) for text in texts), dtype=np.int64, count=len(texts))
+        return cls(distinct=list(place), rows=rows)
+
+
+def pooled_embeddings(context: Context, texts: Sequence[str], file: Path) -> NDArray[np.float32]:
+    """Pooled text embeddings (m, d) of distinct texts, in ``file`` and memory-mapped."""
     cache = caption_cache(context)
-    distinct = list(dict.fromkeys(texts))
-    if cache.missing([text_key(text) for text in distinct]):
+    keys = [text_key(text) for text in texts]
+    if cache.missing(keys):
         adapter = load_adapter(context)
-        encode_texts(cache, adapter, distinct, track=context.track)
+        encode_texts(cache, adapter, texts, track=context.track)
         adapter.free_encoders()
-    pooled = cache.get([text_key(text) for text in distinct])["pooled"].numpy()
-    row = {text: i for i, text in enumerate(distinct)}
-    return np.asarray(pooled[[row[text] for text in texts]])
+    dim = cache.get(keys[:1])["pooled"].shape[1]
+    pooled = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(len(keys), dim))
+    starts = range(0, len(keys), _READ)
+    for start in context.track(starts, "Reading text embeddings", len(starts)):
+        part = keys[start : start + _READ]
+        pooled[start : start + len(part)] = cache.get(part)["pooled"].numpy()
+    return pooled
+
+
+def _significant(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def _rounded(value: Any) -> Any:

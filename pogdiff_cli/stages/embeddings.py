@@ -17,7 +17,8 @@ from pogdiff_cli.models.extractors import Extractor, load_extractor
 from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.stages.context import Context
 
-_CHUNK = 256
+_CHUNK = 256  # images a shard of the cache
+_READ = 16_384  # vectors copied at once
 
 
 def open_extractor(context: Context, spec: str) -> Extractor:
@@ -34,10 +35,38 @@ def embed(
     context: Context, extractor: Extractor, paths: Sequence[Path], keys: Sequence[str], *, label: str, batch_size: int
 ) -> NDArray[np.float32]:
     """Features (n, d), raw; a row of NaN where no face was found. ``keys`` are the images' content digests."""
+    cache = _filled(context, extractor, paths, keys, label=label, batch_size=batch_size)
+    vectors = np.empty((len(keys), extractor.dim), dtype=np.float32)
+    _copy(cache, keys, vectors)
+    return vectors
+
+
+def embed_to(
+    file: Path,
+    context: Context,
+    extractor: Extractor,
+    paths: Sequence[Path],
+    keys: Sequence[str],
+    *,
+    label: str,
+    batch_size: int,
+) -> NDArray[np.float32]:
+    """The same, written to a new ``.npy`` file and memory-mapped: features of any number of images."""
+    cache = _filled(context, extractor, paths, keys, label=label, batch_size=batch_size)
+    vectors = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(len(keys), extractor.dim))
+    _copy(cache, keys, vectors)
+    vectors.flush()
+    return vectors
+
+
+def _filled(
+    context: Context, extractor: Extractor, paths: Sequence[Path], keys: Sequence[str], *, label: str, batch_size: int
+) -> TensorCache:
+    """The cache of this extractor, with an entry for every key."""
     space = digest_value([extractor.name, extractor.digest, extractor.preprocessing]).removeprefix("sha256:")[:16]
     cache = TensorCache(context.project.cache / "embeddings" / space)
-    where = dict(zip(keys, paths, strict=True))
     wanted = cache.missing(keys)
+    where = dict(zip(keys, paths, strict=True)) if wanted else {}
     chunks = [wanted[i : i + _CHUNK] for i in range(0, len(wanted), _CHUNK)]
     done = _Steps(context, label, len(wanted))
     for chunk in chunks:
@@ -46,9 +75,13 @@ def embed(
         vectors = np.where(found.missing[:, None], np.nan, found.vectors).astype(np.float32)
         cache.add({key: {"vector": torch.from_numpy(vector)} for key, vector in zip(chunk, vectors, strict=True)})
     done.close()
-    if not keys:
-        return np.zeros((0, extractor.dim), dtype=np.float32)
-    return np.asarray(cache.get(keys)["vector"].numpy())
+    return cache
+
+
+def _copy(cache: TensorCache, keys: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    for start in range(0, len(keys), _READ):
+        part = keys[start : start + _READ]
+        vectors[start : start + len(part)] = cache.get(part)["vector"].numpy()
 
 
 def _present(path: Path) -> Path:

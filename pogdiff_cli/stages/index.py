@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pogdiff_cli.errors import Exit, PogdiffError
-from pogdiff_cli.models.neighbours import nearest
-from pogdiff_cli.project.atomic import atomic_folder
+from pogdiff_cli.models.neighbours import Neighbours, nearest
+from pogdiff_cli.models.unit_rows import chunks
+from pogdiff_cli.project.atomic import atomic_folder, scratch_folder
 from pogdiff_cli.project.layout import Project
 from pogdiff_cli.project.lineage import plan_index
 from pogdiff_cli.stages.context import Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, load_dataset, refuse_untrainable
-from pogdiff_cli.stages.embeddings import embed, open_extractor
+from pogdiff_cli.stages.embeddings import embed_to, open_extractor
 from pogdiff_cli.stages.inputs import input_digests
 
 
@@ -53,31 +55,51 @@ def _index(context: Context, dataset: Dataset) -> Made:
     project, config = context.project, context.project.config.index
     extractor = open_extractor(context, config.extractor)
     rows = dataset.train_rows
-    vectors = embed(
-        context,
-        extractor,
-        dataset.paths(rows),
-        dataset.keys(rows),
-        label="Embedding images",
-        batch_size=config.batch_size,
-    )
-    faceless = np.asarray(np.isnan(vectors).any(axis=1))
-    found = nearest(np.nan_to_num(vectors), config.k)
-    similarities = np.where(faceless[:, None] | faceless[found.rows], 0.0, found.similarities).astype(np.float32)
-    identity = dataset.records.identity[rows]
-    facts: dict[str, Any] = {
-        "images": len(rows),
-        "k": int(found.rows.shape[1]),
-        "extractor": extractor.name,
-        "extractor_digest": extractor.digest,
-        "dim": extractor.dim,
-        "no_face": int(faceless.sum()),
-        "mean_similarity": round(float(similarities.mean()), 4),
-        "same_identity_share": round(float((identity[found.rows] == identity[:, None]).mean()), 4),
-    }
-    with atomic_folder(project.index) as folder:
-        np.save(folder / "embeddings.npy", vectors, allow_pickle=False)
-        np.save(folder / "neighbours.npy", found.rows, allow_pickle=False)
-        np.save(folder / "similarities.npy", similarities, allow_pickle=False)
-        (folder / "index.json").write_text(json.dumps(facts | {"preprocessing": extractor.preprocessing}, indent=1))
+    # in the index's own scratch folder: the files are large, and a killed run's must not stay
+    with scratch_folder(project.cache / "scratch" / "index") as scratch:
+        vectors = embed_to(
+            scratch / "embeddings.npy",
+            context,
+            extractor,
+            dataset.paths(rows),
+            dataset.keys(rows),
+            label="Embedding images",
+            batch_size=config.batch_size,
+        )
+        faceless = np.concatenate([np.isnan(vectors[part]).any(axis=1) for part in chunks(len(vectors))])
+        found = nearest(vectors, config.k, search=config.search, absent=faceless, track=context.track)
+        similarities = np.where(faceless[:, None] | faceless[found.rows], np.float32(0), found.similarities)
+        identity = dataset.records.identity[rows]
+        facts: dict[str, Any] = {
+            "images": len(rows),
+            "k": int(found.rows.shape[1]),
+            "extractor": extractor.name,
+            "extractor_digest": extractor.digest,
+            "dim": extractor.dim,
+            "no_face": int(faceless.sum()),
+            "mean_similarity": round(float(similarities.mean(dtype=np.float64)), 4),
+            "same_identity_share": round(float((identity[found.rows] == identity[:, None]).mean()), 4),
+            **_search_facts(found),
+        }
+        with atomic_folder(project.index) as folder:
+            os.replace(scratch / "embeddings.npy", folder / "embeddings.npy")
+            np.save(folder / "neighbours.npy", found.rows, allow_pickle=False)
+            np.save(folder / "similarities.npy", similarities, allow_pickle=False)
+            (folder / "index.json").write_text(json.dumps(facts | {"preprocessing": extractor.preprocessing}, indent=1))
+    for note in found.notes:
+        context.say(note)
     return Made(facts=facts)
+
+
+def _search_facts(found: Neighbours) -> dict[str, Any]:
+    """How the neighbours were searched; of an approximate search, how many of them it finds."""
+    if found.recall is None:
+        return {"search": "exact"}
+    return {
+        "search": "approximate",
+        "lists": found.recall.lists,
+        "probed": found.recall.probed,
+        "recall": round(found.recall.value, 4),
+        "recall_standard_error": round(found.recall.standard_error, 4),
+        "recall_rows": len(found.recall.rows),
+    }
