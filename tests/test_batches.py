@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -382,6 +382,22 @@ def test_what_is_encoded_already_is_not_encoded_again(tmp_path: Path) -> None:
     for _ in range(2):
         encoded(TensorCache(tmp_path / "cache"), adapter, images)
     assert sum(shape[0] for shape in adapter.shapes) == 9
+
+
+def test_a_batch_comes_out_of_a_data_worker_as_it_went_in(mixed: dict[str, TensorCache]) -> None:
+    made = batches(mixed, method="t2h")
+    loader = torch.utils.data.DataLoader(made, batch_size=None, sampler=range(3), num_workers=1)
+    for step, received in enumerate(loader):
+        for here, there in zip(made[step], received, strict=True):
+            for each in fields(HostBatch):
+                expected, found = getattr(here, each.name), getattr(there, each.name)
+                if isinstance(expected, torch.Tensor):
+                    assert torch.equal(expected, found)
+                    assert expected.dtype == found.dtype
+                elif each.name == "condition":
+                    assert torch.equal(expected["hidden"], found["hidden"])
+                else:
+                    assert np.array_equal(expected, found)
 
 
 def test_a_batch_of_very_many_records_takes_no_longer_than_one_of_few(alike: dict[str, TensorCache]) -> None:
