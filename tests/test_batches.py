@@ -348,13 +348,17 @@ def test_images_of_one_bucket_are_encoded_together(tmp_path: Path) -> None:
     assert found["mean"].shape == (2, 3, 6, 10)
 
 
+@pytest.mark.parametrize("look", ["at the same moment", "one after the other"])
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_encode_every_image_and_text_once_between_them(tmp_path: Path, world: int) -> None:
+def test_ranks_encode_every_image_and_text_once_between_them(tmp_path: Path, world: int, look: str) -> None:
     images, texts = photographs(tmp_path), [f"{'a' * n}" for n in (1, 2, 3, 2, 4, 5, 0)]
     alone, adapters = TensorCache(tmp_path / "alone"), [Pooling() for _ in range(world)]
     encoded(alone, Pooling(), images, flips=(False, True))
     opened = [(TensorCache(tmp_path / "latents"), TensorCache(tmp_path / "texts")) for _ in range(world)]
-    for rank, (latents, captions) in enumerate(opened):  # each looked before any other had written
+    for rank, (latents, captions) in enumerate(opened):
+        if look == "one after the other":
+            latents.refresh()
+            captions.refresh()
         encoded(latents, adapters[rank], images, flips=(False, True), rank=rank, world=world)
         encode_texts(captions, adapters[rank], texts, rank=rank, world=world)  # type: ignore[arg-type]
     assert sum(shape[0] for adapter in adapters for shape in adapter.shapes) == 18

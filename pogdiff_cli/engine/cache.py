@@ -74,10 +74,14 @@ class TensorCache:
         """The keys without an entry, each once, in order."""
         return [keys[place] for place in self.missing_places(keys)]
 
-    def missing_places(self, keys: Iterable[str]) -> NDArray[np.int64]:
-        """Where in ``keys`` those without an entry stand, each once, in order."""
+    def missing_places(self, keys: Iterable[str], *, rank: int = 0, world: int = 1) -> NDArray[np.int64]:
+        """Where in ``keys`` those without an entry stand, each once, in order; of several ranks, this one's share.
+
+        A key belongs to one rank whatever else is missing, so that the ranks need not look at the same moment.
+        """
         hashed = _hashed(keys)
-        absent = np.flatnonzero(self._index.find(hashed) == _ABSENT)
+        whose = np.ascontiguousarray(hashed[:, :8]).view("<u8")[:, 0] % np.uint64(world)
+        absent = np.flatnonzero((self._index.find(hashed) == _ABSENT) & (whose == rank))
         _, first = np.unique(_sortable(hashed[absent]), return_index=True)
         return np.sort(absent[first])
 

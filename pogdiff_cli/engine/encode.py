@@ -1,7 +1,7 @@
 """Encode once: latents and text embeddings go to content-addressed caches before training starts.
 
-Several processes share the work: each encodes every ``world``-th of what is missing when it looks, from number
-``rank`` on. None may look again before all are done: a barrier, then ``cache.refresh()``.
+Several processes share the work: what is missing falls to one of them by its key. When all are done, which takes a
+barrier, ``cache.refresh()`` shows each what the others made.
 """
 
 from __future__ import annotations
@@ -78,13 +78,12 @@ def encode_latents(
     track: Track = untracked,
 ) -> None:
     """Fill the cache with this rank's share of ``images``, as they are and mirrored as ``flips`` says."""
-    wanted = [cache.missing_places(images.keys(flipped=flip)) for flip in flips]
+    wanted = [cache.missing_places(images.keys(flipped=flip), rank=rank, world=world) for flip in flips]
     rows = np.concatenate(wanted)
     mirrored = np.repeat(np.asarray(flips, dtype=np.bool_), [len(places) for places in wanted])
     if resize == "bucket":
         order = np.argsort(nearest_buckets(images.sizes[rows], resolution), kind="stable")
         rows, mirrored = rows[order], mirrored[order]
-    rows, mirrored = rows[rank::world], mirrored[rank::world]
     pending = _Pending(cache)
     for start in track(range(0, len(rows), batch_size), "Encoding images", -(-len(rows) // batch_size)):
         here = slice(start, start + batch_size)
@@ -108,7 +107,7 @@ def encode_texts(
     track: Track = untracked,
 ) -> None:
     """Fill the cache with this rank's share of the distinct texts: the condition's tensors and ``pooled``."""
-    rows = cache.missing_places(text_key(text) for text in texts)[rank::world]
+    rows = cache.missing_places((text_key(text) for text in texts), rank=rank, world=world)
     pending = _Pending(cache)
     for start in track(range(0, len(rows), batch_size), "Encoding captions", -(-len(rows) // batch_size)):
         batch = [texts[row] for row in rows[start : start + batch_size]]
