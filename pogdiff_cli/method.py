@@ -232,22 +232,24 @@ def oriented_transfer(
     log_density: Tensor,
     u: Tensor,
     *,
+    own: Tensor | None = None,
     temperature: float = 1.0,
 ) -> Transfer:
     """T2H: w_ij = softmax_j(-|x_t_i / sqrt(abar_i) - x0_j|^2 / (2 sigma_i^2 temperature)).
 
     sigma^2 = 1 / abar - 1; j ~ w_i by the uniform draw u_i, and kept only where density(y_j) >= density(y_i),
-    else i. The candidates are the batch itself, row i included. x_t, x0 (b, ...); the rest (b,).
+    else i. x_t (b, ...); abar, u (b,). The candidates are x0 (c, ...) with log_density (c,), and ``own`` (b,) says
+    which of them each row is; by default they are the batch itself.
     """
     abar = alphas_cumprod_t.double()
     sigma2 = (1.0 / abar - 1.0).clamp(min=torch.finfo(torch.float64).tiny)
     x = x_t.double().flatten(1) / abar.sqrt()[:, None]
     # float64 and no expanded square: close to t = 0 the distances are small differences of large norms
     distance = torch.cdist(x, x0.double().flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
-    w = torch.softmax(-distance.square() / (2.0 * sigma2 * temperature)[:, None], dim=1)  # (b, b)
-    drawn = (w.cumsum(1) <= u.double()[:, None]).sum(1).clamp(max=len(w) - 1)
-    own = torch.arange(len(w), device=w.device)
-    index = torch.where(log_density[drawn] >= log_density, drawn, own)
+    w = torch.softmax(-distance.square() / (2.0 * sigma2 * temperature)[:, None], dim=1)  # (b, c)
+    drawn = (w.cumsum(1) <= u.double()[:, None]).sum(1).clamp(max=len(x0) - 1)
+    own = torch.arange(len(w), device=w.device) if own is None else own
+    index = torch.where(log_density[drawn] >= log_density[own], drawn, own)
     return Transfer(index=index, moved=(index != own).to(torch.float32))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from conftest import TinyProject
+from conftest import TinyProject, write_pictures
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
@@ -127,3 +127,21 @@ def test_lora_runs_from_the_command_line_and_is_sampled(project: TinyProject) ->
     sampled = project("sample", "--run", "small", *options)
     assert sampled.status == 0, sampled.err
     assert (Path(project.root) / "runs/small/final/pytorch_lora_weights.safetensors").is_file()
+
+
+def test_images_of_several_aspects_train_in_their_buckets_and_inspect_counts_them(project: TinyProject) -> None:
+    images = write_pictures(project.root / "mixed", {"Ada": 5, "Grace": 2})  # seven images: four do not divide them
+    wide = sorted(images.rglob("*.png"))[::3]
+    for path in wide:
+        with Image.open(path) as image:
+            stretched = image.resize((60, 36))
+        stretched.save(path)
+    bucketed = project.configure("data.images=mixed", "data.resize=bucket")
+    seen = bucketed("inspect", "--json")
+    assert seen.status == 0, seen.err
+    facts = json.loads((project.root / "inspect.json").read_text())
+    assert facts["buckets"] == {"32x32": 4, "40x24": 3}
+    trained = bucketed("train")
+    assert trained.status == 0, trained.err
+    exposure = json.loads((project.root / "runs/pogdiff/exposure.json").read_text())
+    assert sum(exposure.values()) == 6 * 4

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Resize = Literal["crop", "pad", "stretch"]
+from pogdiff_cli.data.buckets import bucket_of
+
+Resize = Literal["crop", "pad", "stretch", "bucket"]
 # formats that can be read, and the endings they may have; MPO is what many phones write as .jpg
 FORMATS: dict[str, tuple[str, ...]] = {
     "PNG": (".png",),
@@ -155,18 +157,21 @@ def to_array(
     """X = v / 127.5 - 1: RGB picture -> (3, R, R) float32 in [-1, 1].
 
     "crop": shorter side to R by LANCZOS, then the centre (as diffusers' scripts do); "pad": longer side to R,
-    white borders; "stretch": both sides to R.
+    white borders; "stretch": both sides to R; "bucket": (3, H, W) of about R^2 pixels, the size of the nearest
+    aspect, covered and then cropped.
     """
-    square = _square(image.convert("RGB"), resolution, resize)
+    fitted = _fitted(image.convert("RGB"), resolution, resize)
     if flip:
-        square = ImageOps.mirror(square)
-    values = np.asarray(square, dtype=np.float32).transpose(2, 0, 1)
+        fitted = ImageOps.mirror(fitted)
+    values = np.asarray(fitted, dtype=np.float32).transpose(2, 0, 1)
     return np.ascontiguousarray(values / np.float32(127.5) - np.float32(1.0))
 
 
-def _square(image: Image.Image, resolution: int, resize: Resize) -> Image.Image:
+def _fitted(image: Image.Image, resolution: int, resize: Resize) -> Image.Image:
     lanczos = Image.Resampling.LANCZOS
     width, height = image.size
+    if resize == "bucket":
+        return ImageOps.fit(image, bucket_of((width, height), resolution), lanczos)
     if resize == "stretch":
         return image.resize((resolution, resolution), lanczos)
     if resize == "pad":

@@ -23,7 +23,7 @@ class Pairs:
     """k neighbours a record, and how one of them is drawn.
 
     rows (n, k): records; similarities (n, k): cosines; weights (n, k): Eq. (8), rows sum to 1; identity (n,);
-    texts n.
+    texts n: captions, or numbers that are equal where captions are.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Pairs:
         similarities: NDArray[np.float32],
         weights: NDArray[np.floating],
         identity: NDArray[np.integer],
-        texts: Sequence[str],
+        texts: Sequence[str] | NDArray[np.integer],
     ) -> None:
         n = len(texts)
         if not rows.shape == similarities.shape == weights.shape or len(rows) != n or len(identity) != n:
@@ -50,7 +50,8 @@ class Pairs:
         # the last edge is exactly 1, so that no draw u < 1 falls beyond it by rounding
         self._edges = cumulated / cumulated[:, -1:]
         self._identity = np.asarray(identity)
-        self._text = np.unique(np.asarray(texts, dtype=object).astype(str), return_inverse=True)[1]
+        named = texts if isinstance(texts, np.ndarray) else np.asarray(texts, dtype=object).astype(str)
+        self._text = np.unique(named, return_inverse=True)[1]
 
     @property
     def k(self) -> int:

@@ -42,8 +42,8 @@ class RecordSampler:
         self._codes, self._member, counts = np.unique(identity, return_inverse=True, return_counts=True)
         self._counts = counts.astype(np.int64)
         self._rounds = sampling == "balanced"
-        by_identity = np.argsort(self._member, kind="stable")
-        self._photos = np.split(by_identity, np.cumsum(self._counts)[:-1])
+        self._by_identity = np.argsort(self._member, kind="stable")
+        self._ends = np.cumsum(self._counts)
         repeats = _repeats(sampling, self._counts, repeat_threshold)[self._member]
         self._epoch_size = len(self._codes) if self._rounds else int(np.ceil(repeats.sum() - 1e-9))
         # scaled so that an epoch has a whole number of draws; the change is below one part in n
@@ -91,7 +91,8 @@ class RecordSampler:
 
     def _draw_photo_order(self, identity: int, cycle: int) -> NDArray[np.int64]:
         rng = generator(self._seed, Stream.PHOTO, cycle, int(self._codes[identity]))
-        return rng.permutation(self._photos[identity])
+        end = self._ends[identity]
+        return rng.permutation(self._by_identity[end - self._counts[identity] : end])
 
 
 def _repeats(sampling: Sampling, counts: NDArray[np.int64], threshold: float | None) -> NDArray[np.float64]:

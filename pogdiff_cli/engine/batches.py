@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,68 +12,44 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pogdiff_cli.data.draws import Stream, normals, uniform
-from pogdiff_cli.data.pairs import Pairs
 from pogdiff_cli.data.sampling import RecordSampler
 from pogdiff_cli.engine.cache import TensorCache
-from pogdiff_cli.engine.encode import conditions, latent_key, text_key
-from pogdiff_cli.method import PsiTerm, psi, roulette_probability
+from pogdiff_cli.engine.encode import CONDITION, conditions
+from pogdiff_cli.engine.rows import DrawSettings, HostBatch, TrainingRows
+from pogdiff_cli.method import psi, roulette_probability
 
-Method = Literal["pogdiff", "vanilla", "cbdm", "t2h"]
+__all__ = ["Batches", "DrawSettings", "HostBatch", "TrainingRows"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRows:
-    """The training records in columns, row by row: what a draw of a record leads to."""
-
-    image_keys: Sequence[str]
-    captions: Sequence[str]
-    identity: NDArray[np.int32]
-    loss_weight: NDArray[np.float64]
-    pairs: Pairs | None = None
-    inverse_density: NDArray[np.float64] | None = None
-    log_density: NDArray[np.float64] | None = None
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawSettings:
-    """All that decides the draws."""
+class _Drawn:
+    """What was drawn for the slots (b,) of a micro-batch, whatever the shapes of their latents."""
 
-    method: Method
-    seed: int
-    global_batch: int
-    rows_per_micro_batch: int
-    timesteps: int
-    caption_dropout: float
-    random_flip: bool
-    noise_offset: float
-    a1: float
-    a2: float
-    psi_terms: tuple[PsiTerm, ...]
-    roulette: float | None
-    cbdm_drop: float
-    cbdm_uniform: Literal["record", "identity"]
+    step: int
+    slots: Integers
+    rows: Integers
+    t: Integers
+    texts: Integers  # locations
+    others: Integers  # neighbours' rows
+    weights: Floats  # of the neighbour's term; 0: no second forward
+    transfer: Floats | None
 
-
-@dataclass(frozen=True, kw_only=True)
-class HostBatch:
-    """One micro-batch on the host. ``neighbour_rows`` are the rows that need a second forward."""
-
-    rows: NDArray[np.int64]
-    x0: Tensor
-    noise: Tensor
-    t: Tensor
-    condition: dict[str, Tensor]
-    loss_weight: Tensor
-    neighbour: dict[str, Tensor] | None
-    neighbour_rows: Tensor
-    neighbour_psi: Tensor
-    log_density: Tensor | None = None
-    transfer_draws: Tensor | None = None
-    facts: dict[str, float] = field(default_factory=dict)
+    def at(self, places: Integers) -> _Drawn:
+        """Some of the slots."""
+        columns = {name: value[places] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return _Drawn(**{**vars(self), **columns})
 
 
 class Batches(Dataset[list[HostBatch]]):
-    """Item ``step * micro_batches + micro`` is one micro-batch of this rank."""
+    """Item ``step * micro_batches + micro`` is one micro-batch of rank ``rank`` of ``world``.
+
+    Of the global batch's slots 0 to rows * micro_batches * world - 1 it holds those from (micro * world + rank) * rows
+    on: of each micro-batch the ranks hold neighbouring parts. An item is a list, one host batch for each shape of
+    latents among its rows: always one where all images are brought to one size.
+    """
 
     def __init__(
         self,
@@ -85,83 +60,130 @@ class Batches(Dataset[list[HostBatch]]):
         latents: TensorCache,
         texts: TensorCache,
         micro_batches: int,
-        first_slot: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
+        if settings.global_batch != settings.rows_per_micro_batch * micro_batches * world or not 0 <= rank < world:
+            raise ValueError(
+                f"rank {rank} of {world} with {micro_batches} micro-batches of {settings.rows_per_micro_batch} rows "
+                f"is no split of a global batch of {settings.global_batch}"
+            )
         self.rows = rows
         self.settings = settings
         self.sampler = sampler
         self.latents = latents
         self.texts = texts
         self.micro_batches = micro_batches
-        self.first_slot = first_slot
-        self._identities = [np.flatnonzero(rows.identity == code) for code in np.unique(rows.identity)]
-        self._text_keys = [text_key(caption) for caption in rows.captions]
-        self._empty_key = text_key("")
+        self.rank, self.world = rank, world
+        self._condition = [name for name in texts.names if name.startswith(CONDITION)]
+        self._by_identity = np.argsort(rows.identity, kind="stable")
+        self._identity_counts = np.unique(rows.identity, return_counts=True)[1]
+        self._identity_starts = np.cumsum(self._identity_counts) - self._identity_counts
 
     def __getitem__(self, item: int) -> list[HostBatch]:
         step, micro = divmod(item, self.micro_batches)
-        size = self.settings.rows_per_micro_batch
-        slots = np.arange(size, dtype=np.int64) + self.first_slot + micro * size
-        return [self.draw(step, slots)]
+        return self.draw(step, self.slots(micro))
 
-    def draw(self, step: int, slots: NDArray[np.int64]) -> HostBatch:
-        """The rows of the global batch's ``slots`` at ``step``."""
+    def slots(self, micro: int) -> Integers:
+        """The slots of the global batch that this rank's micro-batch ``micro`` holds."""
+        size = self.settings.rows_per_micro_batch
+        return np.arange(size, dtype=np.int64) + (micro * self.world + self.rank) * size
+
+    def draw(self, step: int, slots: Integers) -> list[HostBatch]:
+        """The rows of the global batch's ``slots`` at ``step``, one batch for each shape of latents."""
         settings = self.settings
         rows = self.sampler.rows(step, slots, settings.global_batch)
-        x0 = self._latents(step, slots, rows)
-        noise = self._noise(step, slots, tuple(x0.shape[1:]))
-        t = np.floor(uniform(settings.seed, Stream.TIMESTEP, step, slots)[:, 0] * settings.timesteps)
         kept = self._caption_kept(step, slots)
-        keys = [self._text_keys[row] if keep else self._empty_key for row, keep in zip(rows, kept, strict=True)]
         others, weights = self._neighbours(step, slots, rows, kept)
-        second = np.flatnonzero(weights > 0)
-        neighbour_keys = [self._text_keys[others[i]] for i in second]
-        return HostBatch(
+        drawn = _Drawn(
+            step=step,
+            slots=slots,
             rows=rows,
+            t=np.floor(self._uniform(Stream.TIMESTEP, step, slots) * settings.timesteps).astype(np.int64),
+            texts=np.where(kept, self.rows.texts[rows], self.rows.empty_text),
+            others=others,
+            weights=weights,
+            transfer=self._uniform(Stream.TRANSFER, step, slots) if settings.method == "t2h" else None,
+        )
+        locations = self._locations(step, slots, rows)
+        layouts = self.latents.layouts(locations)
+        groups = [np.flatnonzero(layouts == layout) for layout in dict.fromkeys(layouts.tolist())]
+        facts = {"psi_above_one": float(np.mean(weights > 1)), "second_forward": float(np.mean(weights > 0))}
+        return [self._host(drawn.at(places), locations[places], facts) for places in groups]
+
+    def _host(self, drawn: _Drawn, locations: Integers, facts: dict[str, float]) -> HostBatch:
+        x0 = self._x0(drawn.step, drawn.slots, locations)
+        second = np.flatnonzero(drawn.weights > 0)
+        captions = np.concatenate([drawn.texts, self.rows.texts[drawn.others[second]]])
+        both = conditions(self.texts.read(captions, self._condition))
+        own = len(drawn.rows)
+        return HostBatch(
+            rows=drawn.rows,
             x0=x0,
-            noise=noise,
-            t=torch.from_numpy(t.astype(np.int64)),
-            condition=conditions(self.texts.get(keys)),
-            loss_weight=_float(self.rows.loss_weight[rows]),
-            neighbour=conditions(self.texts.get(neighbour_keys)) if second.size else None,
+            noise=self._noise(drawn.step, drawn.slots, tuple(x0.shape[1:])),
+            t=torch.from_numpy(drawn.t),
+            condition={name: tensor[:own] for name, tensor in both.items()},
+            loss_weight=_float(self.rows.loss_weight[drawn.rows]),
+            neighbour={name: tensor[own:] for name, tensor in both.items()} if second.size else None,
             neighbour_rows=torch.from_numpy(second),
-            neighbour_psi=_float(weights[second]),
-            log_density=_float(self.rows.log_density[rows]) if settings.method == "t2h" else None,  # type: ignore[index]
-            transfer_draws=_float(uniform(settings.seed, Stream.TRANSFER, step, slots)[:, 0]),
-            facts={"psi_above_one": float(np.mean(weights > 1)), "second_forward": second.size / len(rows)},
+            neighbour_psi=_float(drawn.weights[second]),
+            facts=facts,
+            **self._transfer(drawn, locations),
         )
 
-    def _latents(self, step: int, slots: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
-        """Z = mean + std * e, sampled anew each time a record is drawn."""
-        flips = uniform(self.settings.seed, Stream.FLIP, step, slots)[:, 0] < 0.5
-        keys = [
-            latent_key(self.rows.image_keys[row], flipped=bool(flip) and self.settings.random_flip)
-            for row, flip in zip(rows, flips, strict=True)
-        ]
-        moments = self.latents.get(keys)
-        return moments["mean"] + moments["std"] * self._normals(Stream.LATENT, step, slots, moments["mean"].shape[1:])
+    def _transfer(self, drawn: _Drawn, locations: Integers) -> dict[str, Any]:
+        """t2h: the candidates are the rows of the global batch that have these rows' shape."""
+        density = self.rows.log_density
+        if drawn.transfer is None or density is None:
+            return {}
+        slots = np.arange(self.settings.global_batch, dtype=np.int64)
+        rows = self.sampler.rows(drawn.step, slots, len(slots))
+        everywhere = self._locations(drawn.step, slots, rows)
+        alike = np.flatnonzero(self.latents.layouts(everywhere) == self.latents.layouts(locations[:1]))
+        return {
+            "log_density": _float(density[drawn.rows]),
+            "transfer_draws": _float(drawn.transfer),
+            "transfer_x0": self._x0(drawn.step, slots[alike], everywhere[alike]),
+            "transfer_log_density": _float(density[rows[alike]]),
+            "transfer_own": torch.from_numpy(np.searchsorted(slots[alike], drawn.slots)),
+        }
 
-    def _noise(self, step: int, slots: NDArray[np.int64], shape: tuple[int, ...]) -> Tensor:
+    def _locations(self, step: int, slots: Integers, rows: Integers) -> Integers:
+        """Where the latents are: of the mirrored image at every second draw, where images may be mirrored."""
+        if self.rows.flipped is None:
+            return self.rows.latents[rows]
+        flips = self._uniform(Stream.FLIP, step, slots) < 0.5
+        return np.where(flips, self.rows.flipped[rows], self.rows.latents[rows])
+
+    def _x0(self, step: int, slots: Integers, locations: Integers) -> Tensor:
+        """Z = mean + std * e, sampled anew each time a record is drawn."""
+        moments = self.latents.read(locations)
+        noise = self._normals(Stream.LATENT, step, slots, tuple(moments["mean"].shape[1:]))
+        return moments["mean"] + moments["std"] * noise
+
+    def _noise(self, step: int, slots: Integers, shape: tuple[int, ...]) -> Tensor:
         noise = self._normals(Stream.NOISE, step, slots, shape)
         if self.settings.noise_offset > 0:
             offset = self._normals(Stream.NOISE_OFFSET, step, slots, (shape[0], 1, 1))
             noise = noise + self.settings.noise_offset * offset
         return noise
 
-    def _normals(self, stream: Stream, step: int, slots: NDArray[np.int64], shape: Sequence[int]) -> Tensor:
-        return torch.from_numpy(normals(self.settings.seed, stream, step, slots, tuple(shape)))
+    def _normals(self, stream: Stream, step: int, slots: Integers, shape: tuple[int, ...]) -> Tensor:
+        return torch.from_numpy(normals(self.settings.seed, stream, step, slots, shape))
 
-    def _caption_kept(self, step: int, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _uniform(self, stream: Stream, step: int, slots: Integers) -> Floats:
+        return uniform(self.settings.seed, stream, step, slots)[:, 0]
+
+    def _caption_kept(self, step: int, slots: Integers) -> NDArray[np.bool_]:
         settings = self.settings
         if settings.method == "cbdm":  # its authors toss one coin for the whole batch
-            coin = uniform(settings.seed, Stream.CONDITION_COIN, step, np.zeros(1, dtype=np.int64))[0, 0]
+            coin = self._uniform(Stream.CONDITION_COIN, step, np.zeros(1, dtype=np.int64))[0]
             return np.full(len(slots), coin >= settings.cbdm_drop)
-        draws = uniform(settings.seed, Stream.DROPOUT, step, slots)[:, 0]
-        return np.asarray(draws >= settings.caption_dropout)
+        return np.asarray(self._uniform(Stream.DROPOUT, step, slots) >= settings.caption_dropout)
 
     def _neighbours(
-        self, step: int, slots: NDArray[np.int64], rows: NDArray[np.int64], kept: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        self, step: int, slots: Integers, rows: Integers, kept: NDArray[np.bool_]
+    ) -> tuple[Integers, Floats]:
         """For each row another record, and the weight of its term (0: no second forward)."""
         if self.settings.method == "pogdiff":
             return self._pog_neighbours(step, slots, rows, kept)
@@ -170,11 +192,11 @@ class Batches(Dataset[list[HostBatch]]):
         return rows, np.zeros(len(rows))
 
     def _pog_neighbours(
-        self, step: int, slots: NDArray[np.int64], rows: NDArray[np.int64], kept: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        self, step: int, slots: Integers, rows: Integers, kept: NDArray[np.bool_]
+    ) -> tuple[Integers, Floats]:
         settings, pairs = self.settings, self.rows.pairs
         assert pairs is not None, "pogdiff trains on pairs"
-        drawn = pairs.draw(rows, uniform(settings.seed, Stream.NEIGHBOUR, step, slots)[:, 0])
+        drawn = pairs.draw(rows, self._uniform(Stream.NEIGHBOUR, step, slots))
         density = np.ones(len(rows)) if self.rows.inverse_density is None else self.rows.inverse_density[rows]
         weights = psi(
             drawn.similarity, drawn.same_identity, density, a1=settings.a1, a2=settings.a2, terms=settings.psi_terms
@@ -182,17 +204,18 @@ class Batches(Dataset[list[HostBatch]]):
         weights = np.where(kept & ~drawn.same_text, weights, 0.0)
         if settings.roulette is not None:
             probability = roulette_probability(weights, settings.roulette)
-            accepted = uniform(settings.seed, Stream.ROULETTE, step, slots)[:, 0] < probability
+            accepted = self._uniform(Stream.ROULETTE, step, slots) < probability
             weights = np.where(accepted, weights / np.maximum(probability, 1e-300), 0.0)
         return drawn.neighbour_row, weights
 
-    def _uniform_records(self, step: int, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _uniform_records(self, step: int, slots: Integers) -> Integers:
         draws = uniform(self.settings.seed, Stream.UNIFORM_RECORD, step, slots, 2)
         if self.settings.cbdm_uniform == "record":
-            return np.floor(draws[:, 0] * len(self.rows.captions)).astype(np.int64)
-        groups = [self._identities[int(u * len(self._identities))] for u in draws[:, 0]]
-        return np.array([group[int(u * len(group))] for group, u in zip(groups, draws[:, 1], strict=True)])
+            return np.floor(draws[:, 0] * len(self.rows.identity)).astype(np.int64)
+        identities = np.floor(draws[:, 0] * len(self._identity_counts)).astype(np.int64)
+        photos = np.floor(draws[:, 1] * self._identity_counts[identities]).astype(np.int64)
+        return self._by_identity[self._identity_starts[identities] + photos]
 
 
-def _float(values: NDArray[np.float64]) -> Tensor:
+def _float(values: Floats) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))

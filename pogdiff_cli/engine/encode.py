@@ -1,25 +1,45 @@
-"""Encode once: latents and text embeddings go to content-addressed caches before training starts."""
+"""Encode once: latents and text embeddings go to content-addressed caches before training starts.
+
+Several processes share the work: what is missing falls to one of them by its key. When all are done, which takes a
+barrier, ``cache.refresh()`` shows each what the others made.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pogdiff_cli.data.images import decode, to_array
+from pogdiff_cli.data.buckets import nearest_buckets
+from pogdiff_cli.data.images import Resize, decode, to_array
 from pogdiff_cli.engine.cache import TensorCache
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.progress import Track, untracked
 from pogdiff_cli.project.digests import digest_value
 
-Resize = Literal["crop", "pad", "stretch"]
-_SCHEMA = 1  # raised whenever the meaning of a cached tensor changes
-_SHARD = 256
+_SCHEMA = 2  # raised whenever the meaning of a cached tensor changes
+_SHARD = 256  # entries of one file: what an interruption can cost
+CONDITION = "condition."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """The images to encode, in columns; n of them."""
+
+    folder: Path
+    file_names: Sequence[str]
+    sha256: Sequence[str]
+    sizes: NDArray[np.int64]  # (n, 2) width, height: images of one shape are encoded together
+
+    def keys(self, *, flipped: bool) -> Iterator[str]:
+        """Content addresses within the space of a cache, row by row."""
+        return (latent_key(digest, flipped=flipped) for digest in self.sha256)
 
 
 def latent_key(image_sha256: str, *, flipped: bool) -> str:
@@ -47,56 +67,93 @@ def text_cache(folder: Path, *, encoder_digest: str) -> TensorCache:
 def encode_latents(
     cache: TensorCache,
     adapter: Adapter,
-    images: dict[str, Path],
+    images: Images,
     *,
     resolution: int,
     resize: Resize,
+    flips: Sequence[bool] = (False,),
+    rank: int = 0,
+    world: int = 1,
     batch_size: int = 16,
     track: Track = untracked,
 ) -> None:
-    """Fill the cache for ``images``: key (with its flip mark) to file."""
-    wanted = cache.missing(list(images))
-    pending: dict[str, dict[str, Tensor]] = {}
-    for keys in track(_batches(wanted, batch_size), "Encoding images", -(-len(wanted) // batch_size)):
-        pixels = np.stack([_pixels(images[key], key, resolution, resize) for key in keys])
-        moments = adapter.encode_images(torch.from_numpy(pixels))
-        for i, key in enumerate(keys):
-            pending[key] = {"mean": moments.mean[i].float().cpu(), "std": moments.std[i].float().cpu()}
-        pending = _flush(cache, pending, _SHARD)
-    _flush(cache, pending, 1)
+    """Fill the cache with this rank's share of ``images``, as they are and mirrored as ``flips`` says."""
+    wanted = [cache.missing_places(images.keys(flipped=flip), rank=rank, world=world) for flip in flips]
+    rows = np.concatenate(wanted)
+    mirrored = np.repeat(np.asarray(flips, dtype=np.bool_), [len(places) for places in wanted])
+    if resize == "bucket":
+        order = np.argsort(nearest_buckets(images.sizes[rows], resolution), kind="stable")
+        rows, mirrored = rows[order], mirrored[order]
+    pending = _Pending(cache)
+    for start in track(range(0, len(rows), batch_size), "Encoding images", -(-len(rows) // batch_size)):
+        here = slice(start, start + batch_size)
+        batch = _Pixels(images, resolution, resize)
+        for row, flip in zip(rows[here].tolist(), mirrored[here].tolist(), strict=True):
+            batch.add(row, flip)
+        for keys, pixels in batch.stacked():
+            moments = adapter.encode_images(pixels)
+            pending.add(keys, {"mean": moments.mean, "std": moments.std})
+    pending.flush()
 
 
 def encode_texts(
-    cache: TensorCache, adapter: Adapter, texts: Sequence[str], *, batch_size: int = 32, track: Track = untracked
+    cache: TensorCache,
+    adapter: Adapter,
+    texts: Sequence[str],
+    *,
+    rank: int = 0,
+    world: int = 1,
+    batch_size: int = 32,
+    track: Track = untracked,
 ) -> None:
-    """Fill the cache for every distinct text: the condition's tensors and ``pooled``."""
-    by_key = {text_key(text): text for text in texts}
-    wanted = cache.missing(list(by_key))
-    pending: dict[str, dict[str, Tensor]] = {}
-    for keys in track(_batches(wanted, batch_size), "Encoding captions", -(-len(wanted) // batch_size)):
-        encoding = adapter.encode_text([by_key[key] for key in keys])
-        for i, key in enumerate(keys):
-            entry = {f"condition.{name}": tensor[i].float().cpu() for name, tensor in encoding.condition.items()}
-            pending[key] = {**entry, "pooled": encoding.pooled[i].float().cpu()}
-        pending = _flush(cache, pending, _SHARD)
-    _flush(cache, pending, 1)
+    """Fill the cache with this rank's share of the distinct texts: the condition's tensors and ``pooled``."""
+    rows = cache.missing_places((text_key(text) for text in texts), rank=rank, world=world)
+    pending = _Pending(cache)
+    for start in track(range(0, len(rows), batch_size), "Encoding captions", -(-len(rows) // batch_size)):
+        batch = [texts[row] for row in rows[start : start + batch_size]]
+        encoding = adapter.encode_text(batch)
+        condition = {CONDITION + name: tensor for name, tensor in encoding.condition.items()}
+        pending.add([text_key(text) for text in batch], {**condition, "pooled": encoding.pooled})
+    pending.flush()
 
 
 def conditions(entries: dict[str, Tensor]) -> dict[str, Tensor]:
     """The condition's tensors among a text cache's columns."""
-    return {name.removeprefix("condition."): t for name, t in entries.items() if name.startswith("condition.")}
+    return {name.removeprefix(CONDITION): t for name, t in entries.items() if name.startswith(CONDITION)}
 
 
-def _pixels(path: Path, key: str, resolution: int, resize: Resize) -> np.ndarray:
-    return to_array(decode(path).image, resolution=resolution, resize=resize, flip=key.endswith("-flip"))
+class _Pixels:
+    """The decoded images of one batch, by shape: at the border between two buckets there are two."""
+
+    def __init__(self, images: Images, resolution: int, resize: Resize) -> None:
+        self._images, self._resolution, self._resize = images, resolution, resize
+        self._arrays: dict[tuple[int, ...], dict[str, NDArray[np.float32]]] = {}
+
+    def add(self, row: int, flip: bool) -> None:
+        image = decode(self._images.folder / self._images.file_names[row]).image
+        array = to_array(image, resolution=self._resolution, resize=self._resize, flip=flip)
+        key = latent_key(self._images.sha256[row], flipped=flip)
+        self._arrays.setdefault(array.shape, {})[key] = array
+
+    def stacked(self) -> Iterator[tuple[list[str], Tensor]]:
+        for arrays in self._arrays.values():
+            yield list(arrays), torch.from_numpy(np.stack(list(arrays.values())))
 
 
-def _batches(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    return (keys[i : i + size] for i in range(0, len(keys), size))
+class _Pending:
+    """Entries that wait until they fill a file."""
 
+    def __init__(self, cache: TensorCache) -> None:
+        self._cache = cache
+        self._entries: dict[str, dict[str, Tensor]] = {}
 
-def _flush(cache: TensorCache, pending: dict[str, dict[str, Tensor]], at_least: int) -> dict[str, dict[str, Tensor]]:
-    if len(pending) < at_least:
-        return pending
-    cache.add(pending)
-    return {}
+    def add(self, keys: Sequence[str], columns: dict[str, Tensor]) -> None:
+        host = {name: tensor.float().cpu() for name, tensor in columns.items()}
+        self._entries |= {key: {name: t[i] for name, t in host.items()} for i, key in enumerate(keys)}
+        if len(self._entries) >= _SHARD:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._entries:
+            self._cache.add(self._entries)
+            self._entries = {}

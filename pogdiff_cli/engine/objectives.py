@@ -50,6 +50,9 @@ class Batch:
     alphas_cumprod_t: Tensor | None = None  # (b,), t2h
     log_density: Tensor | None = None  # (b,), t2h
     transfer_draws: Tensor | None = None  # (b,), uniform in [0, 1), t2h
+    transfer_x0: Tensor | None = None  # (c, ...), t2h's candidates; if None, the rows themselves
+    transfer_log_density: Tensor | None = None  # (c,), of the candidates
+    transfer_own: Tensor | None = None  # (b,), int64: which candidate each row is
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,7 +138,8 @@ class Cbdm:
 class OrientedCalibration:
     """Vanilla with targets moved towards records of higher density (t2h), on variance-preserving schedules.
 
-    The transfer gives a noise; ``target_of`` turns it into the model's parametrisation, and is None where the
+    Candidates are the rows of the whole global batch, so that targets do not depend on how it is split. The
+    transfer gives a noise; ``target_of`` turns it into the model's parametrisation, and is None where the
     model predicts that noise. A row that keeps its own x0 keeps the batch's target, bit for bit.
     """
 
@@ -145,15 +149,18 @@ class OrientedCalibration:
     def __call__(self, predict: Predict, batch: Batch, *, denominator: float | None = None) -> Loss:
         """One forward."""
         abar = _required(batch.alphas_cumprod_t, "alphas_cumprod_t")
+        itself = batch.transfer_x0 is None
+        candidates = batch.x0 if batch.transfer_x0 is None else batch.transfer_x0
         transfer = oriented_transfer(
             batch.x_t,
-            batch.x0,
+            candidates,
             abar,
-            _required(batch.log_density, "log_density"),
+            _required(batch.log_density if itself else batch.transfer_log_density, "log_density"),
             _required(batch.transfer_draws, "transfer_draws"),
+            own=None if itself else _required(batch.transfer_own, "transfer_own"),
             temperature=self.temperature,
         )
-        x0 = batch.x0[transfer.index]
+        x0 = candidates[transfer.index]
         noise = transferred_noise(batch.x_t, x0, abar.to(batch.x_t.dtype))
         target = noise if self.target_of is None else self.target_of(x0, noise, batch.t)
         moved = transfer.moved.bool().reshape(-1, *[1] * (target.ndim - 1))

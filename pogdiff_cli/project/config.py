@@ -28,7 +28,7 @@ class DataConfig(Section):
     images: str = "data/images"
     metadata: str | None = "data/metadata.jsonl"
     resolution: int = Field(512, ge=16, le=4096, multiple_of=8)
-    resize: Literal["crop", "pad", "stretch"] = "crop"
+    resize: Literal["crop", "pad", "stretch", "bucket"] = "crop"
     few_at_most: int = Field(2, ge=0)  # Sec. 4.1: each minority class has 2 images
     many_at_least: int = Field(20, ge=1)
     max_unreadable: float = Field(0.05, ge=0, le=1, json_schema_extra=OPERATIONAL)

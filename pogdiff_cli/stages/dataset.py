@@ -22,6 +22,7 @@ class Dataset:
 
     records: Records
     sha256: list[str]
+    sizes: NDArray[np.int64]  # (n, 2) width, height
     digest: str
     images: Path
     quarantined: dict[str, str]
@@ -72,6 +73,7 @@ def _load_dataset(context: Context) -> Dataset:
     return Dataset(
         records=usable,
         sha256=[found.sha256[row] for row in np.flatnonzero(found.ok)],
+        sizes=found.sizes[found.ok],
         digest="sha256:" + digest_of(records, found),
         images=project.images,
         quarantined=quarantined,

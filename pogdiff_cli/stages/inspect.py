@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pogdiff_cli.data.buckets import bucket_sizes, nearest_buckets
 from pogdiff_cli.data.copies import difference_hash, near_copies
 from pogdiff_cli.data.images import decode
 from pogdiff_cli.data.records import Records, read_records
@@ -37,8 +38,22 @@ def run(context: Context) -> dict[str, Any]:
         names=read_names(context) if project.names.is_file() else None,
         **_tokenizer(context),
     )
+    if data.resize == "bucket":
+        facts["buckets"] = _buckets(context, records, found)
     write_text(project.root / "inspect.json", json.dumps(facts, indent=1, ensure_ascii=False))
     return facts
+
+
+def _buckets(context: Context, records: Records, found: Scan) -> dict[str, int]:
+    """Training images of each size that they are brought to, most first."""
+    resolution = context.project.config.data.resolution
+    sizes = bucket_sizes(resolution)
+    numbers = nearest_buckets(found.sizes[found.ok & ~records.heldout], resolution)
+    counts = np.bincount(numbers, minlength=len(sizes))
+    order = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
+    shown = {"x".join(map(str, sizes[number])): int(counts[number]) for number in order}
+    context.say("Aspect buckets: " + ", ".join(f"{size} ({count})" for size, count in shown.items()) + ".")
+    return shown
 
 
 def _near_duplicates(context: Context, records: Records, found: Scan) -> list[list[str]]:

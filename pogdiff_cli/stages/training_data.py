@@ -6,7 +6,7 @@ from pogdiff_cli.data.pairs import Pairs
 from pogdiff_cli.data.sampling import RecordSampler, loss_weights
 from pogdiff_cli.engine.batches import Batches, DrawSettings, TrainingRows
 from pogdiff_cli.engine.cache import TensorCache
-from pogdiff_cli.engine.encode import encode_latents, latent_cache, latent_key
+from pogdiff_cli.engine.encode import Images, encode_latents, latent_cache, text_key
 from pogdiff_cli.method import neighbour_weights
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.config import Config
@@ -18,8 +18,11 @@ from pogdiff_cli.stages.inputs import backbone_digest
 
 
 def latents(context: Context, adapter: Adapter, dataset: Dataset) -> TensorCache:
-    """The cache of this VAE and image transform, with the moments of every training image in it."""
-    config = context.project.config
+    """The cache of this VAE and image transform, with the moments of every training image in it.
+
+    Each process encodes its share of what is missing.
+    """
+    config, world = context.project.config, context.world
     data = config.data
     cache = latent_cache(
         context.project.cache,
@@ -28,15 +31,20 @@ def latents(context: Context, adapter: Adapter, dataset: Dataset) -> TensorCache
         resize=data.resize,
     )
     if cache.damaged:
-        context.say(f"{len(cache.damaged)} damaged cache files are left out; their images are encoded again.")
-    training = dataset.train_rows
-    flips = (False, True) if config.train.random_flip else (False,)
-    images = {
-        latent_key(key, flipped=flip): path
-        for flip in flips
-        for key, path in zip(dataset.keys(training), dataset.paths(training), strict=True)
-    }
-    encode_latents(cache, adapter, images, resolution=data.resolution, resize=data.resize, track=context.track)
+        context.say(f"{len(cache.damaged)} damaged cache files were set aside; their images are encoded again.")
+    encode_latents(
+        cache,
+        adapter,
+        _images(dataset),
+        resolution=data.resolution,
+        resize=data.resize,
+        flips=(False, True) if config.train.random_flip else (False,),
+        rank=world.rank,
+        world=world.size,
+        track=context.track,
+    )
+    world.together()
+    cache.refresh()
     return cache
 
 
@@ -49,11 +57,11 @@ def batches(
     latents: TensorCache,
     texts: TensorCache,
 ) -> Batches:
-    """Every micro-batch of the run as a function of its number."""
+    """Every micro-batch of this process as a function of its number. The caches hold all that the run needs."""
     train = config.train
     identity = dataset.records.identity[dataset.train_rows]
     return Batches(
-        rows=rows(config, dataset, context, captions),
+        rows=rows(config, dataset, context, captions, latents, texts),
         settings=DrawSettings(
             method=train.method,
             seed=config.seed,
@@ -61,7 +69,6 @@ def batches(
             rows_per_micro_batch=train.train_batch_size,
             timesteps=adapter.timesteps,
             caption_dropout=train.caption_dropout,
-            random_flip=train.random_flip,
             noise_offset=train.noise_offset,
             a1=train.a1,
             a2=train.a2,
@@ -74,15 +81,26 @@ def batches(
         latents=latents,
         texts=texts,
         micro_batches=train.gradient_accumulation_steps,
-        first_slot=context.world.rank * train.train_batch_size * train.gradient_accumulation_steps,
+        rank=context.world.rank,
+        world=context.world.size,
     )
 
 
-def rows(config: Config, dataset: Dataset, context: Context, captions: list[str]) -> TrainingRows:
+def rows(
+    config: Config,
+    dataset: Dataset,
+    context: Context,
+    captions: list[str],
+    latents: TensorCache,
+    texts: TensorCache,
+) -> TrainingRows:
     """The training records in columns, with the pairs and densities that the method needs."""
     project, train = context.project, config.train
     training = dataset.train_rows
+    images = _images(dataset)
     identity = dataset.records.identity[training]
+    # equal captions have equal locations: these stand for the texts from here on
+    at = texts.locate(text_key(caption) for caption in captions)
     pairs = inverse = log_density = None
     if train.method == "pogdiff":
         found = read_index(project, len(training))
@@ -91,7 +109,7 @@ def rows(config: Config, dataset: Dataset, context: Context, captions: list[str]
             similarities=found.similarities,
             weights=neighbour_weights(found.similarities),
             identity=identity,
-            texts=captions,
+            texts=at,
         )
         share = pairs.same_text_share()
         if share > 0.3:
@@ -101,11 +119,23 @@ def rows(config: Config, dataset: Dataset, context: Context, captions: list[str]
     if train.method == "t2h":
         log_density = read_log_density(project, len(training))
     return TrainingRows(
-        image_keys=dataset.keys(training),
-        captions=captions,
+        latents=latents.locate(images.keys(flipped=False)),
+        flipped=latents.locate(images.keys(flipped=True)) if train.random_flip else None,
+        texts=at,
+        empty_text=int(texts.locate([text_key("")])[0]),
         identity=identity,
         loss_weight=loss_weights(identity, train.loss_weight),
         pairs=pairs,
         inverse_density=inverse,
         log_density=log_density,
+    )
+
+
+def _images(dataset: Dataset) -> Images:
+    training = dataset.train_rows
+    return Images(
+        folder=dataset.images,
+        file_names=[dataset.records.file_names[row] for row in training],
+        sha256=dataset.keys(training),
+        sizes=dataset.sizes[training],
     )
