@@ -1,0 +1,1 @@
+"""Benchmarks: ratios against a plain diffusers loop, measured side by side. Each file here is one command."""
