@@ -97,15 +97,17 @@ def train(
     cpu: bool,
     pace: Pace,
 ) -> None:
-    """Train ``config.max_train_steps`` steps; ``pace`` wraps the iterator of batches."""
+    """Train for as long as ``pace``, which wraps the iterator of batches, asks for them."""
+    if len(examples) < config.train_batch_size:
+        raise ValueError(f"{len(examples)} images make no batch of {config.train_batch_size}")
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
     torch.manual_seed(seed)
     dtype = _DTYPES[config.mixed_precision]
     noise_scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
     tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder").requires_grad_(False)
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae").requires_grad_(False)
-    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet").train()
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=torch.float32).requires_grad_(False)
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", torch_dtype=torch.float32).train()
     ema = EMAModel(unet.parameters(), decay=config.ema_decay) if config.use_ema else None
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
