@@ -13,8 +13,6 @@ and over its maker's figure where the table in flops.py has one.
 from __future__ import annotations
 
 import argparse
-import gc
-import os
 import shutil
 import statistics
 import sys
@@ -24,15 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-for _variable, _value in {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}.items():
-    os.environ.setdefault(_variable, _value)  # before the libraries read them
-
 import torch
-from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from benchmarks import results
 from benchmarks.flops import measured_peak, published_peak, step_flops
-from benchmarks.models import ARCHITECTURES, Size
+from benchmarks.models import ARCHITECTURES, Size, save_extractor, save_random
 from benchmarks.projects import ENDLESS, make_noise, prepare
 from benchmarks.ratios import MIN_PAIRS, Figure, Target, ratio
 from benchmarks.sides import Kind, Running, Side, running, take_turns
@@ -127,35 +121,6 @@ def measure(name: str, plan: Plan, options: Options, folder: Path) -> dict[str, 
             print(f"{name} round {done}/{options.rounds}, milliseconds a step: {times}", flush=True)
     shutil.rmtree(model)  # tens of gigabytes
     return {one.side.name: one for one in started}
-
-
-def save_random(name: str, size: Size, folder: Path) -> None:
-    """A pipeline folder. Published sizes are drawn on the GPU and kept in bfloat16; training reads them as float32."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    if size == "tiny":
-        ARCHITECTURES[name].save(folder, size)
-        return
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("cuda"):
-            ARCHITECTURES[name].save(folder, size)
-    finally:
-        torch.set_default_dtype(before)
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def save_extractor(folder: Path) -> Path:
-    """A small random ViT: neighbours have to come from somewhere."""
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
-    )
-    ViTModel(config).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
 
 
 def figures(name: str, plan: Plan, sides: dict[str, Running], flops: int, peaks: Peaks, size: Size) -> list[Figure]:

@@ -7,12 +7,14 @@ training, and their layers would fill disks. ``tiny`` is the same with a few sma
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -34,12 +36,16 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
 )
 
+from benchmarks import configurations
+from benchmarks.configurations import Config
 from pogdiff_cli.project.templates import template_root
 
 Size = Literal["published", "tiny"]
-Config = dict[str, Any]
 _SCALED_LINEAR = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 _LEVELS = {"published": (128, 256, 512, 512), "tiny": (8, 8, 16, 16)}
 
@@ -58,60 +64,6 @@ class Architecture:
     def config(self, size: Size) -> Config:
         """The denoiser's arguments."""
         return self.published if size == "published" else self.published | self.tiny
-
-
-SD15 = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-}
-SDXL = {
-    "sample_size": 128,
-    "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20),
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 2,
-    "transformer_layers_per_block": (1, 2, 10),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "norm_num_groups": 32,
-}
-SD35 = {  # medium
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": tuple(range(13)),
-    "qk_norm": "rms_norm",
-}
-FLUX = {  # dev
-    "patch_size": 1,
-    "in_channels": 64,
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-    "guidance_embeds": True,
-    "axes_dims_rope": (16, 56, 56),
-}
 
 
 def build(architecture: Architecture, size: Size) -> Any:
@@ -228,54 +180,66 @@ def _t5(tokenizer: T5TokenizerFast, width: int) -> T5EncoderModel:
     )
 
 
-_TINY_UNET = {"sample_size": 4, "layers_per_block": 1, "norm_num_groups": 8, "attention_head_dim": 8}
-_TINY_TRANSFORMER = {"num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 64}
 ARCHITECTURES = {
     "sd15": Architecture(
         title="Stable Diffusion 1.5",
         denoiser=UNet2DConditionModel,
-        published=SD15,
-        tiny=_TINY_UNET | {"block_out_channels": (16, 16, 32, 32), "cross_attention_dim": 32},
+        published=configurations.SD15,
+        tiny=configurations.TINY_SD15,
         tokens=77,
         save=_save_sd15,
     ),
     "sdxl": Architecture(
         title="Stable Diffusion XL",
         denoiser=UNet2DConditionModel,
-        published=SDXL,
-        tiny=_TINY_UNET
-        | {
-            "block_out_channels": (16, 16, 32),
-            "attention_head_dim": (2, 2, 4),
-            "transformer_layers_per_block": (1, 1, 1),
-            "cross_attention_dim": 64,
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 6 * 8 + 32,
-        },
+        published=configurations.SDXL,
+        tiny=configurations.TINY_SDXL,
         tokens=77,
         save=_save_sdxl,
     ),
     "sd35": Architecture(
         title="Stable Diffusion 3.5 medium",
         denoiser=SD3Transformer2DModel,
-        published=SD35,
-        tiny=_TINY_TRANSFORMER
-        | {
-            "sample_size": 4,
-            "caption_projection_dim": 32,
-            "pooled_projection_dim": 64,
-            "pos_embed_max_size": 8,
-            "dual_attention_layers": (0,),
-        },
+        published=configurations.SD35,
+        tiny=configurations.TINY_SD35,
         tokens=77 + 256,
         save=_save_sd35,
     ),
     "flux": Architecture(
         title="Flux dev",
         denoiser=FluxTransformer2DModel,
-        published=FLUX,
-        tiny=_TINY_TRANSFORMER | {"num_single_layers": 1, "pooled_projection_dim": 32, "axes_dims_rope": (4, 6, 6)},
+        published=configurations.FLUX,
+        tiny=configurations.TINY_FLUX,
         tokens=512,
         save=_save_flux,
     ),
 }
+
+
+def save_random(name: str, size: Size, folder: Path) -> None:
+    """A pipeline folder. Published sizes are drawn on the GPU and kept in bfloat16; training reads them as float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    if size == "tiny":
+        ARCHITECTURES[name].save(folder, size)
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("cuda"):
+            ARCHITECTURES[name].save(folder, size)
+    finally:
+        torch.set_default_dtype(before)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def save_extractor(folder: Path) -> Path:
+    """A small random ViT: neighbours have to come from somewhere."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+    )
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from conftest import TinyProject
+from PIL import Image
 
-from benchmarks import results, step
+from benchmarks import architectures, results, step
+from benchmarks.flops import published_peak, step_flops
+from benchmarks.models import ARCHITECTURES, build
+from benchmarks.plain_loop import Example, ImageFolder
 from benchmarks.ratios import Figure, Target, ratio
 from benchmarks.side_process import Pace, naive_objective, peak_host
 from benchmarks.sides import Block, Running, Side, SideFailed, running
@@ -44,30 +48,33 @@ def test_measurements_without_a_partner_are_refused() -> None:
         ratio("r", "", [1.0, 2.0], [1.0])
 
 
-def test_a_block_counts_its_own_steps_and_separates_waiting_from_working() -> None:
-    def slow_loader() -> Iterator[int]:
-        for number in range(100):
-            time.sleep(0.02)
-            yield number
-
+def test_a_block_counts_its_own_steps_and_separates_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("benchmarks.side_process.time.perf_counter", lambda: clock[0])
     answers: list[dict[str, Any]] = []
+    seen = []
+
+    def loader() -> Iterator[int]:
+        for number in range(100):
+            clock[0] += 2.0
+            yield number
 
     def requests() -> Iterator[str]:
         yield "2\n"
-        time.sleep(0.2)  # another side's turn: counted nowhere
+        clock[0] += 1000.0  # another side's turn: counted nowhere
         yield "3\n"
 
-    seen = []
-    with pytest.raises(SystemExit):
-        for number in Pace(requests(), answers.append)(slow_loader(), "Training x"):
+    def loop() -> None:
+        for number in Pace(requests(), answers.append)(loader(), "Training x"):
             seen.append(number)
-            time.sleep(0.01)
+            clock[0] += 5.0
+
+    with pytest.raises(SystemExit):
+        loop()
     assert seen == [0, 1, 2, 3, 4]
-    ready, first, second = answers
-    assert ready == {"ready": True}
-    assert [first["steps"], second["steps"]] == [2, 3]
-    assert 0.06 <= second["waited"] < second["seconds"] - 0.03 + 1e-9
-    assert 0.09 <= second["seconds"] < 0.2
+    assert answers[0] == {"ready": True}
+    timed = [(answer["steps"], answer["seconds"], answer["waited"]) for answer in answers[1:]]
+    assert timed == [(2, 14.0, 4.0), (3, 21.0, 6.0)]
 
 
 def test_only_the_training_loop_is_paced() -> None:
@@ -97,7 +104,8 @@ def test_the_figures_of_a_step_follow_from_planted_seconds() -> None:
         "both": planted([3.8, 4.0, 4.2], 100),
         "naive": planted([4.0, 4.0, 4.0], 100),
     }
-    found = {figure.name: figure for figure in step.figures(sides)}
+    fresh = {name: sides[name].blocks for name in step.MEMORY}
+    found = {figure.name: figure for figure in step.figures(sides, fresh)}
     assert found["speed"].median == pytest.approx(1.5)
     assert found["pogdiff"].median == pytest.approx(1.3)
     assert found["both"].median == pytest.approx(1.0)
@@ -169,9 +177,65 @@ def test_a_side_that_fails_says_why(tmp_path: Path) -> None:
 def test_every_side_of_the_step_benchmark_trains_a_tiny_model(project: TinyProject, tmp_path: Path) -> None:
     assert project("caption").status == 0
     settings = [word for setting in project.settings for word in ("--set", setting)]
-    small = ["--rounds", "5", "--steps", "1", "--warm-up", "1"]
+    small = ["--rounds", "5", "--memory-rounds", "5", "--steps", "1", "--warm-up", "1"]
     step.main(["--project", str(project.root), *settings, *small, "--results", str(tmp_path / "results")])
     content = json.loads((tmp_path / "results" / "step-cpu.json").read_text())
     assert set(content["details"]["sides"]) == {"plain", "vanilla", "pogdiff", "both", "naive"}
     assert all(min(figure["pairs"]) > 0 for figure in content["figures"])
-    assert [len(figure["pairs"]) for figure in content["figures"][:3]] == [5, 5, 5]
+    assert {len(figure["pairs"]) for figure in content["figures"]} == {5}
+
+
+def test_a_plain_picture_is_cut_from_the_middle_and_scaled_to_one(tmp_path: Path, tiny_sd: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    pixels = np.zeros((32, 96, 3), dtype=np.uint8)
+    pixels[:, 32:64] = (255, 0, 51)  # the middle third; 51 / 255 = 0.2
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_sd, subfolder="tokenizer")
+    examples = [Example(path=tmp_path / "wide.png", caption="a")]
+    item = ImageFolder(examples, tokenizer, 32, flip_share=0.0)[0]
+    assert item["pixels"].shape == (3, 32, 32)
+    middle = item["pixels"][:, 4:-4, 4:-4]
+    assert torch.allclose(middle, torch.tensor([1.0, -1.0, -0.6])[:, None, None].expand_as(middle), atol=1e-6)
+    assert item["tokens"].shape == (77,)
+
+
+def test_twice_the_images_are_twice_the_work_and_lora_spares_the_gradient_of_weights() -> None:
+    def work(batch: int, tuning: Literal["full", "lora"]) -> int:
+        return step_flops(ARCHITECTURES["flux"], "tiny", batch=batch, latent=4, tuning=tuning)
+
+    assert work(2, "full") > 1.9 * work(1, "full")  # what depends on the timestep alone is per image too
+    assert 0.6 * work(1, "full") < work(1, "lora") < work(1, "full")
+
+
+@pytest.mark.parametrize(("name", "billions"), [("sd15", 0.860), ("sdxl", 2.567), ("flux", 11.90)])
+@pytest.mark.slow
+def test_architectures_have_the_published_number_of_parameters(name: str, billions: float) -> None:
+    with torch.device("meta"):
+        denoiser = build(ARCHITECTURES[name], "published")
+    assert sum(p.numel() for p in denoiser.parameters()) / 1e9 == pytest.approx(billions, rel=1e-3)
+
+
+def test_the_longest_name_of_a_card_counts() -> None:
+    assert published_peak("NVIDIA H100 PCIe") == 756e12
+    assert published_peak("NVIDIA H200") == 989e12
+    assert published_peak("NVIDIA L40S") == 362e12
+    assert published_peak("Some Card") is None
+
+
+def test_published_sizes_without_a_gpu_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert architectures.main([]) == 2
+    assert "needs a GPU" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_architecture_is_measured_at_tiny_size_on_the_cpu(tmp_path: Path) -> None:
+    given = ["sd15", "--tiny", "--rounds", "5", "--steps", "1", "--warm-up", "1", "--results", str(tmp_path)]
+    assert architectures.main(given) == 0
+    content = json.loads((tmp_path / "architectures.json").read_text())
+    assert {figure["name"] for figure in content["figures"]} >= {"sd15 speed", "sd15 pogdiff", "sd15 peak measured"}
+    assert all(figure["target"] is None for figure in content["figures"])
+    assert content["details"]["sd15"]["tflop_a_step"] > 0
