@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all check install
+.PHONY: demo test test-all check bench install
 
 install: $(VENV)/.installed
 
@@ -41,3 +41,8 @@ test-all: install
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 check: test
+
+# ratios against a plain diffusers loop, to docs/results; without a GPU the second says so
+bench: install
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.architectures || test $$? -eq 2
