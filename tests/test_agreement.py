@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pogdiff_cli.metrics.agreement import fleiss_kappa, fleiss_table, krippendorff_alpha, percent_agreement
+from pogdiff_cli.metrics.agreement import LEVELS, fleiss_kappa, fleiss_table, krippendorff_alpha, percent_agreement
 
 NAN = float("nan")
 
@@ -31,7 +31,6 @@ CODERS = [
     [1, NAN, 2, 1, 3, 3, 4, 3, NAN, NAN, NAN, NAN, NAN, NAN, NAN],
     [NAN, NAN, 2, 1, 3, 4, 4, NAN, 2, 1, 1, 3, 3, NAN, 4],
 ]
-LEVELS = ("nominal", "ordinal", "interval")
 
 
 def random_ratings(seed: int, *, categories: int = 4, missing: float = 0.3) -> np.ndarray:
@@ -135,7 +134,7 @@ def test_without_a_pair_of_ratings_nothing_is_defined() -> None:
     for found in (*(krippendorff_alpha(lonely, level=level) for level in LEVELS), percent_agreement(lonely)):
         assert (found.value, found.items, found.reason) == (None, 0, "no item has two ratings")
     assert fleiss_kappa(fleiss_table(lonely, (1, 2))).reason == "no item"
-    assert fleiss_kappa([[1, 0], [0, 1]]).reason == "one rating an item"
+    assert fleiss_kappa([[1, 0], [0, 1]]).reason == "fewer than two ratings an item"
     assert fleiss_kappa(np.zeros((0, 2))).value is None
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pogdiff_cli.metrics.features import Array
 
 Level = Literal["nominal", "ordinal", "interval"]
+LEVELS: tuple[Level, ...] = ("nominal", "ordinal", "interval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def fleiss_kappa(table: npt.ArrayLike) -> Agreement:
     if np.any(each != n):
         raise ValueError("Fleiss' kappa needs the same number of ratings for every item")
     if n < 2:
-        return _undefined(counts, "one rating an item")
+        return _undefined(counts, "fewer than two ratings an item")
     observed = float(((counts * counts).sum(axis=1) - n).sum() / (len(counts) * n * (n - 1)))
     totals = counts.sum(axis=0)
     if np.count_nonzero(totals) < 2:

@@ -14,6 +14,7 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.compare import Comparison, compare
 from pogdiff_cli.metrics.gates import GateResult, check_gates, parse_gates
 from pogdiff_cli.metrics.inputs import ExtractorInfo, FeatureSet, IdentityFeatures, ScoreSettings
+from pogdiff_cli.metrics.ratings import HUMAN, UNRATED, Values, read_values
 from pogdiff_cli.metrics.scores import Scores, read_scores
 from pogdiff_cli.metrics.scoring import score
 from pogdiff_cli.models.extractors import Extractor
@@ -113,7 +114,8 @@ def gate_results(context: Context, run: Run, comparison: Comparison | None) -> l
 
 def _evaluate(context: Context, run: Run, dataset: Dataset, generated: list[Generated]) -> Made:
     config = context.project.config
-    wanted = config.evaluate.metrics
+    wanted = tuple(metric for metric in config.evaluate.metrics if metric in _FEATURES)
+    human = human_ratings(context, run)
     extractors = {key: open_extractor(context, _spec(config.evaluate, key)) for key in _keys(wanted)}
     features = [_features(context, dataset, generated, extractor) for extractor in extractors.values()]
     identities = _identities(context, dataset, generated, dict(zip(extractors, features, strict=True)))
@@ -121,8 +123,9 @@ def _evaluate(context: Context, run: Run, dataset: Dataset, generated: list[Gene
         identities,
         run=run.name,
         method=method_of(context, run),
-        settings=_settings(context, wanted),
+        settings=_settings(context, wanted, human),
         extractors={key: ExtractorInfo(name=e.name, digest=e.digest, dim=e.dim) for key, e in extractors.items()},
+        ratings={} if human is None else {"human": human.per_identity},
         track=context.track,
     )
     write_text(run.evaluation / "scores.json", json.dumps(scores.to_json(), indent=1, ensure_ascii=False))
@@ -143,7 +146,18 @@ def summary(scores: Scores) -> dict[str, Any]:
     }
 
 
-def _settings(context: Context, wanted: tuple[str, ...]) -> ScoreSettings:
+def human_ratings(context: Context, run: Run) -> Values | None:
+    """What raters said of the run, if they did; nothing, and a word about it, where they saw other images."""
+    found = read_values(run.evaluation / HUMAN)
+    if found is not None and found.samples != context.project.digests.of(run.samples):
+        context.say(f"{run.name}: the images have changed since they were rated; the ratings are not counted.")
+        found = None
+    if found is None and "human" in context.project.config.evaluate.metrics:
+        return UNRATED
+    return found
+
+
+def _settings(context: Context, wanted: tuple[str, ...], human: Values | None) -> ScoreSettings:
     config = context.project.config
     return ScoreSettings(
         extractor_of={metric: _FEATURES[metric] for metric in wanted},
@@ -152,7 +166,10 @@ def _settings(context: Context, wanted: tuple[str, ...]) -> ScoreSettings:
         copy_threshold=config.evaluate.copy_threshold,
         resamples=config.evaluate.bootstrap,
         seed=config.seed,
-        extra={"sample": config.sample.model_dump(mode="json")},
+        extra={
+            "sample": config.sample.model_dump(mode="json"),
+            **({} if human is None else {"human": {"page": human.page, **human.facts}}),
+        },
     )
 
 
