@@ -11,6 +11,7 @@ from conftest import TinyProject, write_pictures
 from PIL import Image
 
 from pogdiff_cli.data.paths import safe_folder
+from pogdiff_cli.metrics.ratings import HumanScores, RatedItem, rate_run, weigh_rater
 
 #: Training images by identity; with many_at_least=5: one of the many, one medium, two of the few, hostile names.
 IDENTITIES = {"<script>alert(1)": 6, "=cmd()|'calc'": 4, "Grace Hopper": 2, "Katherine Johnson": 2}
@@ -76,3 +77,43 @@ def attentive(key: dict[str, dict[str, object]], judge: Callable[[dict[str, obje
         item: judge(entry) if entry["kind"] != "check" else entry["accept"][0]  # type: ignore[index]
         for item, entry in key.items()
     }
+
+
+def human_scores(run: str, identities: dict[str, str], raters: tuple[str, ...]) -> HumanScores:
+    """Ratings of two images of each identity (name to group); the last rater answers every check wrongly."""
+    images = [(identity, shot, number) for identity, shot in identities.items() for number in range(2)]
+    items = {
+        f"{identity} {number}": RatedItem(kind="image", run=run, identity=identity, shot=shot)
+        for identity, shot, number in images
+    }
+    items["check"] = RatedItem(kind="check", accept=(1,))
+    weighed = [
+        weigh_rater(
+            {
+                **{item: (place + place * order) % 2 for place, item in enumerate(items)},
+                "check": int(name != raters[-1]),
+            },
+            items,
+            categories=(0, 1),
+            pass_at=0.8,
+            failed="exclude",
+            rater=name,
+            source=f"{name}.json",
+            malformed=0,
+            repeated=0,
+        )
+        for order, name in enumerate(raters)
+    ]
+    counted = [answers for rater, answers in weighed if rater.included]
+    groups, means = rate_run(run, items, counted, categories=(0, 1), seed=0, resamples=100)
+    return HumanScores(
+        run=run,
+        page="0" * 64,
+        samples="",
+        protocol={"name": "same", "question": "Is this the same person?", "categories": [0, 1]},
+        raters=tuple(rater for rater, _ in weighed),
+        refused={"x.json": "damaged JSON"},
+        superseded=(),
+        groups=groups,
+        per_identity=means,
+    )

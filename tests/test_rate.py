@@ -21,7 +21,7 @@ from pogdiff_cli.data.rating_answers import COLUMNS, BadExport, rater_name, read
 from pogdiff_cli.engine.devices import select
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.compare import compare
-from pogdiff_cli.metrics.ratings import RatedItem, rate_run, read_values, weigh_rater
+from pogdiff_cli.metrics.ratings import RatedItem, rate_run, read_human, weigh_rater
 from pogdiff_cli.metrics.scores import read_scores
 from pogdiff_cli.project.layout import open_project
 from pogdiff_cli.project.loading import parse_assignments
@@ -570,8 +570,8 @@ def test_an_evaluation_is_stale_once_people_have_rated(rated: TinyProject, tmp_p
 
 def test_damaged_ratings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "human.json"
-    assert read_values(path) is None
+    assert read_human(path) is None
     for text in ("{", "[]", '{"schema": "pogdiff.human/1"}', '{"schema": "other"}'):
         path.write_text(text)
         with pytest.raises(PogdiffError, match="holds no ratings"):
-            read_values(path)
+            read_human(path)

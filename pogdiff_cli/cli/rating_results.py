@@ -117,7 +117,7 @@ def _reasons(scores: HumanScores) -> list[str]:
     for group in _GROUPS:
         if group in scores.groups:
             one = scores.groups[group]
-            all_of_them = (one.interval, one.percent_agreement, one.fleiss_kappa, *one.krippendorff_alpha.values())
-            reasons = dict.fromkeys(item.reason for item in all_of_them if item.reason)
-            found += [f"{group}: {reason}." for reason in reasons]
+            coefficients = (one.percent_agreement, one.fleiss_kappa, *one.krippendorff_alpha.values())
+            reasons = dict.fromkeys([one.interval.reason, *(each.reason for each in coefficients)])
+            found += [f"{group}: {reason}." for reason in reasons if reason]
     return found

@@ -92,22 +92,14 @@ class HumanScores:
     groups: Mapping[str, GroupRating]
     per_identity: Mapping[str, float]
 
+    @property
+    def included(self) -> int:
+        """How many raters are counted."""
+        return sum(rater.included for rater in self.raters)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {"schema": SCHEMA, **dataclasses.asdict(self)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Values:
-    """What an evaluation takes of ``human.json``."""
-
-    page: str | None  # None: nobody has rated
-    samples: str
-    facts: Mapping[str, Any]
-    per_identity: Mapping[str, float]
-
-
-UNRATED = Values(page=None, samples="", facts={}, per_identity={})
 
 
 def weigh_rater(
@@ -164,20 +156,20 @@ def rate_run(
     return groups, _identity_means(keys, own, _matrix(keys, answers))
 
 
-def read_values(path: Path) -> Values | None:
+def read_human(path: Path) -> HumanScores | None:
     """The ratings in ``human.json``; None where nobody has rated."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        if body["schema"] != SCHEMA:
-            raise ValueError(body["schema"])
-        return Values(
-            page=str(body["page"]),
-            samples=str(body["samples"]),
-            facts={
-                "protocol": str(body["protocol"]["name"]),
-                "raters": sum(1 for rater in body["raters"] if rater["included"]),
-            },
-            per_identity={str(key): float(value) for key, value in body["per_identity"].items()},
+        if body.pop("schema") != SCHEMA:
+            raise ValueError("another schema")
+        return HumanScores(
+            **{
+                **body,
+                "raters": tuple(Rater(**rater) for rater in body["raters"]),
+                "superseded": tuple(body["superseded"]),
+                "groups": {str(group): _read_group(entry) for group, entry in body["groups"].items()},
+                "per_identity": {str(key): float(value) for key, value in body["per_identity"].items()},
+            }
         )
     except FileNotFoundError:
         return None
@@ -187,6 +179,18 @@ def read_values(path: Path) -> Values | None:
             hint="Merge the answers again: pogdiff rate --merge FILES.",
             exit_code=Exit.MISSING,
         ) from error
+
+
+def _read_group(entry: Mapping[str, Any]) -> GroupRating:
+    return GroupRating(
+        **{
+            **entry,
+            "interval": Interval(**entry["interval"]),
+            "percent_agreement": Agreement(**entry["percent_agreement"]),
+            "fleiss_kappa": Agreement(**entry["fleiss_kappa"]),
+            "krippendorff_alpha": {level: Agreement(**entry["krippendorff_alpha"][level]) for level in LEVELS},
+        }
+    )
 
 
 def _matrix(keys: Sequence[str], answers: Iterable[Mapping[str, int]]) -> Array:

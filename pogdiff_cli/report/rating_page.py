@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
@@ -115,7 +116,7 @@ def rating_page(question: Question, items: Iterable[RatingItem], *, total: int, 
     }
     contents = json.dumps([body, album.ordered()], sort_keys=True)
     digest = hashlib.sha256(contents.encode()).hexdigest()
-    data = {**body, "page": digest, "images": album.base64()}
+    data: dict[str, Any] = {**body, "page": digest, "images": album.base64()}
     most = max((len(item.references) for item, _, _ in found), default=1)
     return RatingPage(html=_html(question, data, references=most), digest=digest)
 
@@ -134,7 +135,7 @@ def encode(picture: Picture, side: int) -> bytes:
     return buffer.getvalue()
 
 
-def _html(question: Question, data: dict[str, object], *, references: int) -> str:
+def _html(question: Question, data: dict[str, Any], *, references: int) -> str:
     script, style = _text("rating.js"), _text("rating.css")
     environment = Environment(
         loader=PackageLoader(_TEMPLATES, "templates"),
@@ -151,7 +152,7 @@ def _html(question: Question, data: dict[str, object], *, references: int) -> st
         question=question.text,
         subject=question.subject,
         choices=question.choices,
-        items=len(data["items"]),  # type: ignore[arg-type]
+        items=len(data["items"]),
         references="a reference picture" if references == 1 else f"{references} reference pictures",
         alone=references == 1,
         beside=references <= _BESIDE,
@@ -175,7 +176,7 @@ def _source_digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def _embedded(data: dict[str, object]) -> str:
+def _embedded(data: dict[str, Any]) -> str:
     """JSON inside a script element: no character in it can end that element."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

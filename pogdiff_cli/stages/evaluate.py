@@ -14,7 +14,6 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.compare import Comparison, compare
 from pogdiff_cli.metrics.gates import GateResult, check_gates, parse_gates
 from pogdiff_cli.metrics.inputs import ExtractorInfo, FeatureSet, IdentityFeatures, ScoreSettings
-from pogdiff_cli.metrics.ratings import HUMAN, UNRATED, Values, read_values
 from pogdiff_cli.metrics.scores import Scores, read_scores
 from pogdiff_cli.metrics.scoring import score
 from pogdiff_cli.models.extractors import Extractor
@@ -26,6 +25,7 @@ from pogdiff_cli.report.tables import identity_table, scores_table, to_csv
 from pogdiff_cli.stages.context import Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, groups, load_dataset
 from pogdiff_cli.stages.embeddings import embed, open_extractor
+from pogdiff_cli.stages.human import Human, human_ratings
 from pogdiff_cli.stages.inputs import input_digests
 from pogdiff_cli.stages.sample import INDEX
 
@@ -125,7 +125,7 @@ def _evaluate(context: Context, run: Run, dataset: Dataset, generated: list[Gene
         method=method_of(context, run),
         settings=_settings(context, wanted, human),
         extractors={key: ExtractorInfo(name=e.name, digest=e.digest, dim=e.dim) for key, e in extractors.items()},
-        ratings={} if human is None else {"human": human.per_identity},
+        ratings=human.ratings,
         track=context.track,
     )
     write_text(run.evaluation / "scores.json", json.dumps(scores.to_json(), indent=1, ensure_ascii=False))
@@ -146,18 +146,7 @@ def summary(scores: Scores) -> dict[str, Any]:
     }
 
 
-def human_ratings(context: Context, run: Run) -> Values | None:
-    """What raters said of the run, if they did; nothing, and a word about it, where they saw other images."""
-    found = read_values(run.evaluation / HUMAN)
-    if found is not None and found.samples != context.project.digests.of(run.samples):
-        context.say(f"{run.name}: the images have changed since they were rated; the ratings are not counted.")
-        found = None
-    if found is None and "human" in context.project.config.evaluate.metrics:
-        return UNRATED
-    return found
-
-
-def _settings(context: Context, wanted: tuple[str, ...], human: Values | None) -> ScoreSettings:
+def _settings(context: Context, wanted: tuple[str, ...], human: Human) -> ScoreSettings:
     config = context.project.config
     return ScoreSettings(
         extractor_of={metric: _FEATURES[metric] for metric in wanted},
@@ -166,10 +155,7 @@ def _settings(context: Context, wanted: tuple[str, ...], human: Values | None) -
         copy_threshold=config.evaluate.copy_threshold,
         resamples=config.evaluate.bootstrap,
         seed=config.seed,
-        extra={
-            "sample": config.sample.model_dump(mode="json"),
-            **({} if human is None else {"human": {"page": human.page, **human.facts}}),
-        },
+        extra={"sample": config.sample.model_dump(mode="json"), **human.facts},
     )
 
 

@@ -81,8 +81,8 @@ def question_of(rate: RateConfig) -> Question:
     """What is asked: as in the paper whether it is the same person, or how alike they are on five steps."""
     subject = " ".join(rate.subject.split())
     if rate.protocol == "same":
-        choices = (Choice(value=1, label="Yes"), Choice(value=0, label="No"))
-        return Question(text=f"Is this the same {subject}?", subject=subject, choices=choices)
+        answers = (Choice(value=1, label="Yes"), Choice(value=0, label="No"))
+        return Question(text=f"Is this the same {subject}?", subject=subject, choices=answers)
     labels = (*_LIKENESS, f"The same {subject}")
     choices = tuple(Choice(value=value, label=label) for value, label in enumerate(labels, start=1))
     return Question(text=f"How much does the picture look like this {subject}?", subject=subject, choices=choices)
