@@ -225,6 +225,24 @@ def test_a_saved_file_goes_on_where_it_ended_on_another_device(
     assert sorted([*played, *play(other, say)]) == sorted(say)
 
 
+def test_a_browser_that_keeps_nothing_says_so_and_answers_can_still_be_saved(
+    browser: Browser, rated: TinyProject, tmp_path: Path
+) -> None:
+    page = browser.page()
+    refuses = "{ get() { throw new DOMException('no'); } }"
+    source = "".join(f"Object.defineProperty(window, '{name}Storage', {refuses});" for name in ("local", "session"))
+    page.call("Page.addScriptToEvaluateOnNewDocument", source=source)
+    page.downloads_to(tmp_path / "answers")
+    page.open(rated.root / "rating.html")
+    start(page, "Ann")
+    assert "save a file before you close" in page.js("document.getElementById('unsaved').innerText")
+    press(page, "1")
+    page.tap("#save")
+    path = downloaded(page, "#json", tmp_path / "answers", "answers-Ann.json")
+    assert len(json.loads(path.read_text())["answers"]) == 1
+    assert page.complaints() == []
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

@@ -25,7 +25,7 @@ from pogdiff_cli.metrics.agreement import (
     percent_agreement,
 )
 from pogdiff_cli.metrics.features import Array
-from pogdiff_cli.metrics.intervals import Interval, bootstrap_mean
+from pogdiff_cli.metrics.intervals import LEAST_IDENTITIES, Interval, bootstrap_mean
 from pogdiff_cli.metrics.scores import GROUPS
 
 SCHEMA = "pogdiff.human/1"
@@ -151,7 +151,7 @@ def rate_run(
             values = _matrix(inside, answers)
             means = _identity_means(inside, own, values)
             interval = bootstrap_mean(list(means.values()), seed=seed, resamples=resamples)
-            groups[group] = _group(interval, len(means), values, categories)
+            groups[group] = _group(_explained(interval), len(means), values, categories)
     keys = list(own)
     return groups, _identity_means(keys, own, _matrix(keys, answers))
 
@@ -209,6 +209,14 @@ def _identity_means(keys: Sequence[str], items: Mapping[str, RatedItem], values:
         if len(given):
             by_identity.setdefault(items[key].identity, []).append(float(given.mean()))
     return {identity: float(np.mean(means)) for identity, means in by_identity.items()}
+
+
+def _explained(interval: Interval) -> Interval:
+    """Raters have no seeds whose spread could stand in for an interval."""
+    if interval.value is None or interval.low is not None:
+        return interval
+    reason = f"{interval.n} of at least {LEAST_IDENTITIES} identities: see the values per identity"
+    return dataclasses.replace(interval, reason=reason)
 
 
 def _group(interval: Interval, identities: int, values: Array, categories: Sequence[int]) -> GroupRating:

@@ -84,7 +84,7 @@ def _cells(found: GroupRating, *, ordinal: bool) -> tuple[Cell, ...]:
     alpha = found.krippendorff_alpha["ordinal" if ordinal else "nominal"]
     mean = found.interval
     return (
-        Cell(value=number(mean.value, 3), note=interval(mean.low, mean.high, 3) or mean.reason),
+        Cell(value=number(mean.value, 3), note=interval(mean.low, mean.high, 3) or "no interval"),
         Cell(value=str(found.identities)),
         Cell(value=str(found.items), note=count(found.raters, "rater")),
         _coefficient(found.percent_agreement),

@@ -50,7 +50,7 @@ class _Entry:
 def run(context: Context, runs: Sequence[str] | None = None, *, output: Path | None = None) -> Result:
     """Write ``rating.html`` and the key that unblinds its answers, ``artifacts/rating/rating_key.json``."""
     project = context.project
-    chosen = [project.run(name) for name in runs] if runs is not None else sampled_runs(context)
+    chosen = [project.run(name) for name in runs] if runs else sampled_runs(context)
     dataset = load_dataset(context)
     subjects = _subjects(context, dataset, chosen)
     path = output or project.root / "rating.html"
