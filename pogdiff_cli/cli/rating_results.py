@@ -40,6 +40,8 @@ def show_merged(display: Display, merged: Merged) -> None:
     )
     first = merged.scores[0]
     _show_raters(display, first)
+    # two answers have one distance: the three levels are then the same number
+    levels = ("nominal",) if len(first.protocol["categories"]) == 2 else ("nominal", "ordinal", "interval")
     for one in merged.scores:
         rows = [
             (
@@ -50,11 +52,11 @@ def show_merged(display: Display, merged: Merged) -> None:
                 str(found.raters),
                 _value(found.percent_agreement),
                 _value(found.fleiss_kappa),
-                *(_value(alpha) for alpha in found.krippendorff_alpha.values()),
+                *(_value(found.krippendorff_alpha[level]) for level in levels),
             )
             for group, found in ((group, one.groups[group]) for group in _GROUPS if group in one.groups)
         ]
-        alphas = tuple(f"alpha, {level}" for level in next(iter(one.groups.values())).krippendorff_alpha)
+        alphas = tuple(f"alpha, {level}" for level in levels)
         columns = ("group", "mean", "identities", "images", "raters", "agreement", "Fleiss' kappa", *alphas)
         display.line(f"[bold]{escape(one.run)}[/]")
         display.table("", columns, rows)
