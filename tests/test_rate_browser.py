@@ -16,6 +16,7 @@ from conftest import TinyProject
 from devtools import Browser, Page, running
 from rated import IDENTITIES, RUNS, key_of, page_of, with_samples
 
+FORMULA = '=cmd(),"calc"'
 GUARD = 0.16  # seconds after which the page takes another answer: one tap is not two
 
 pytestmark = pytest.mark.browser
@@ -113,7 +114,7 @@ def test_three_raters_play_and_the_merged_scores_say_what_they_pressed(
     key, folder = key_of(rated), tmp_path / "answers"
     plans = [plan(rated, rater) for rater in range(3)]
     orders = []
-    for rater, name in enumerate(("Ann", "=cmd()|'calc'", "<script>alert(1)</script>")):
+    for rater, name in enumerate(("Ann", FORMULA, "<script>alert(1)</script>")):
         start(page, name)
         before = play(page, plans[rater], stop=5)
         at = item(page)
@@ -133,7 +134,7 @@ def test_three_raters_play_and_the_merged_scores_say_what_they_pressed(
 
     # the table holds the same, and its formula is text
     rows = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))
-    assert {row[1] for row in rows[1:]} == {"'=cmd()|'calc'"}
+    assert {row[1] for row in rows[1:]} == {f"'{FORMULA}"}
     assert {row[3]: int(row[4]) for row in rows[1:]} == plans[1]
     (folder / "answers-cmd-calc.json").unlink()
 
@@ -141,7 +142,7 @@ def test_three_raters_play_and_the_merged_scores_say_what_they_pressed(
     assert said.status == 0, said.err
     runs = json.loads(said.out)["runs"]
     raters = {rater["rater"]: rater for rater in runs["vanilla"]["raters"]}
-    assert set(raters) == {"Ann", "=cmd()|'calc'", "<script>alert(1)</script>"}
+    assert set(raters) == {"Ann", FORMULA, "<script>alert(1)</script>"}
     assert {(rater["checks_passed"], rater["checks"]) for rater in raters.values()} == {(2, 2)}
     assert [raters[name]["repeats_equal"] for name in ("Ann", "<script>alert(1)</script>")] == [2, 0]
     for run in RUNS[:2]:
