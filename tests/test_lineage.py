@@ -120,6 +120,19 @@ TABLE: dict[str, tuple[Any, set[str]]] = {
     # Gates judge scores that are there; they make none.
     "evaluate.gates": ({"few.recall": ">= 0.5"}, NOTHING),
     "evaluate.batch_size": (1, NOTHING),
+    # Raters judge images that are there; what they said is an input of the evaluation.
+    "rate.protocol": ("similarity", NOTHING),
+    "rate.subject": ("cat", NOTHING),
+    "rate.groups": (["few"], NOTHING),
+    "rate.identities_per_group": (1, NOTHING),
+    "rate.images_per_identity": (1, NOTHING),
+    "rate.references": (1, NOTHING),
+    "rate.repeats": (0.5, NOTHING),
+    "rate.attention_checks": (0, NOTHING),
+    "rate.attention_pass": (0.5, NOTHING),
+    "rate.failed_raters": ("exclude", NOTHING),
+    "rate.image_side": (128, NOTHING),
+    "rate.max_megabytes": (5, NOTHING),
     "extractors": ({"dlib": {"weights": "other.dat"}}, EVALUATE),  # evaluate.face is dlib
     "runs": ({"vanilla": {"train.method": "vanilla"}}, NOTHING),
 }

@@ -43,6 +43,7 @@ def members(wheel: Path) -> set[str]:
 def test_the_wheel_holds_the_package_its_templates_and_its_data(members: set[str]) -> None:
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pogdiff_cli").rglob("*.py")}
     data = {f"pogdiff_cli/report/templates/{name}" for name in ("report.html.j2", "report.css")}
+    data |= {f"pogdiff_cli/report/templates/rating.{ending}" for ending in ("html.j2", "css", "js")}
     data |= {"pogdiff_cli/data/generic_names.txt", "pogdiff_cli/data/second_names.txt"}
     templates = {f"pogdiff_cli/_templates/{name}/pogdiff.yaml" for name in template_names()}
     faces = "pogdiff_cli/_templates/faces"

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rated import human_scores
 
 from pogdiff_cli.metrics.compare import compare
 from pogdiff_cli.metrics.inputs import ExtractorInfo, FeatureSet, IdentityFeatures, ScoreSettings
@@ -116,6 +117,7 @@ def report(**changes: object) -> ReportData:
             settings={"train.a1": 1.0, "train.note": HOSTILE[2]},
             exposure={f"id{i}": 10 * i for i in range(4)},
             gallery={f"id{i}": tuple(Picture(source=png(40 + i), seed=s) for s in (3, 4)) for i in range(4)},
+            human=human_scores(name, {f"id{i}": "few" if i < 2 else "many" for i in range(4)}, ("Ann", *HOSTILE)),
         )
         for name, found in scores.items()
     )
@@ -264,6 +266,14 @@ def test_a_project_without_runs_still_has_a_page(tmp_path: Path) -> None:
     render(ReportData(project="new", created="today", runs=(), identities=()), path)
     assert "No run has been evaluated yet" in path.read_text(encoding="utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_raters_stand_on_the_page_with_what_they_agree_on_and_who_was_left_out(html: str) -> None:
+    text = " ".join(Page(html).text.split())
+    assert "Raters: Is this the same person?" in text
+    assert "4 raters; answers from 0 to 1. 1 rater left out for failing the attention checks. 1 file not" in text
+    assert "0 of 1: failed" in text
+    assert html.count('aria-label="Human ratings"') == 1  # both runs were rated on one page
 
 
 def test_the_same_data_gives_the_same_page(html: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pogdiff_cli.cli.options import Session, make_context, set_display, sharded_stage_options, stage_options
+from pogdiff_cli.cli.rate_command import rate
 from pogdiff_cli.errors import Exit, PogdiffError
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def sample(session: Session, /, name: str | None, images_per_identity: int | Non
 
 @click.command()
 @sharded_stage_options
-@click.option("--metrics", help="Comma-separated: fid,kid,prdc,dino,recall,identity,bleed,copy.")
+@click.option("--metrics", help="Comma-separated: fid,kid,prdc,dino,recall,identity,bleed,copy,human.")
 @click.option("--run", "name", help="The run. Default: the last one trained.")
 @click.option("--baseline", help="Compare with this run.")
 @click.option("--candidate", help="The run to compare. Default: --run.")
@@ -207,4 +208,4 @@ def _raw(
     return int(Exit.OK)
 
 
-COMMANDS = (caption, index, fit_density, train, sample, evaluate, report, run)
+COMMANDS = (caption, index, fit_density, train, sample, evaluate, rate, report, run)

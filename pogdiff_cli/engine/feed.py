@@ -13,6 +13,8 @@ from pogdiff_cli.engine.objectives import Batch
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.config import TrainConfig
 
+_TRANSFER = ("log_density", "transfer_draws", "transfer_x0", "transfer_log_density", "transfer_own")
+
 
 def host_batches(
     batches: Batches, train: TrainConfig, *, first_step: int, device: torch.device
@@ -59,6 +61,5 @@ def on_device(host: HostBatch, adapter: Adapter, *, snr_gamma: float | None, lay
         neighbour_rows=move(host.neighbour_rows),
         neighbour_psi=move(host.neighbour_psi),
         alphas_cumprod_t=adapter.alphas_cumprod(t) if host.log_density is not None else None,
-        log_density=None if host.log_density is None else move(host.log_density),
-        transfer_draws=None if host.transfer_draws is None else move(host.transfer_draws),
+        **{name: move(tensor) for name in _TRANSFER if (tensor := getattr(host, name)) is not None},
     )

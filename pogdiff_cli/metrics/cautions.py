@@ -19,8 +19,16 @@ def cautions(baseline: Scores, candidate: Scores, outcomes: Mapping[str, Mapping
             )
         if found.get("copy") == "worse":
             yield f"{group}: more generated images nearly equal a training image than before."
+    if rated_apart(baseline, candidate):
+        yield "The runs were rated on different pages: their human ratings are not compared."
     for scores in (baseline, candidate):
         yield from _faceless(scores)
+
+
+def rated_apart(baseline: Scores, candidate: Scores) -> bool:
+    """Whether both runs have human ratings, but not of the same page: raters then saw other pictures and questions."""
+    pages = [scores.settings.get("human", {}).get("page") for scores in (baseline, candidate)]
+    return None not in pages and pages[0] != pages[1]
 
 
 def _faceless(scores: Scores) -> Iterator[str]:

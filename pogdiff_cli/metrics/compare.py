@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pogdiff_cli.errors import Exit, PogdiffError
-from pogdiff_cli.metrics.cautions import cautions
+from pogdiff_cli.metrics.cautions import cautions, rated_apart
 from pogdiff_cli.metrics.intervals import holm, paired_difference
 from pogdiff_cli.metrics.registry import METRICS, did_you_mean
 from pogdiff_cli.metrics.scores import GROUPS, Scores
@@ -110,7 +110,8 @@ def compare(
     nothing.
     """
     _check_comparable(baseline, candidate)
-    shared = [name for name in METRICS if name in baseline.metrics and name in candidate.metrics]
+    apart = ("human",) if rated_apart(baseline, candidate) else ()
+    shared = [name for name in METRICS if name in baseline.metrics and name in candidate.metrics and name not in apart]
     chosen = _deciding(deciding, shared)
     pair = _Pair(
         baseline=baseline,

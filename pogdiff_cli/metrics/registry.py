@@ -147,7 +147,7 @@ METRICS: Mapping[str, Metric] = _metrics(
         title="Human rating",
         direction="higher",
         deciding=True,
-        meaning="mean score of blinded raters",
+        meaning="mean answer of blinded raters: same person or not, 0 to 1, or likeness, 1 to 5",
     ),
 )
 
@@ -162,6 +162,7 @@ REQUESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "identity": ("identity",),
         "bleed": ("bleed",),
         "copy": ("copy", "copy_reference"),
+        "human": ("human",),
     }
 )
 FROM_RATINGS = ("judge", "human")  # values that come per identity from elsewhere, not from features

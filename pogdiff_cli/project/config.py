@@ -10,7 +10,7 @@ from pydantic.config import JsonDict
 Method = Literal["pogdiff", "vanilla", "cbdm", "t2h"]
 Sampling = Literal["natural", "sqrt", "balanced", "repeat_factor"]
 PsiTerm = Literal["img_sim", "inv_density"]
-Metric = Literal["fid", "kid", "prdc", "dino", "recall", "identity", "bleed", "copy"]
+Metric = Literal["fid", "kid", "prdc", "dino", "recall", "identity", "bleed", "copy", "human"]
 
 #: Marks a key that changes how a stage runs but not what it makes: it never makes an artifact stale.
 OPERATIONAL: JsonDict = {"operational": True}
@@ -174,6 +174,23 @@ class EvaluateConfig(Section):
     batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
 
 
+class RateConfig(Section):
+    """What raters are shown and asked, and what becomes of a rater who does not look."""
+
+    protocol: Literal["same", "similarity"] = "same"  # App. B, Table 3: the same person (1.0) or not (0.0)
+    subject: str = Field("person", min_length=1, max_length=40)
+    groups: tuple[Literal["few", "medium", "many"], ...] = Field(("few", "medium", "many"), min_length=1)
+    identities_per_group: int = Field(20, ge=1)
+    images_per_identity: int = Field(5, ge=1)  # App. B
+    references: int = Field(2, ge=1, le=6)
+    repeats: float = Field(0.1, ge=0, le=1)
+    attention_checks: int = Field(6, ge=0)
+    attention_pass: float = Field(0.8, gt=0, le=1)
+    failed_raters: Literal["keep", "exclude"] = "keep"
+    image_side: int = Field(256, ge=64, le=1024)
+    max_megabytes: int = Field(25, ge=1, le=200)
+
+
 class Config(Section):
     """All of ``pogdiff.yaml``."""
 
@@ -186,6 +203,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    rate: RateConfig = RateConfig()
     extractors: dict[str, dict[str, Any]] = Field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = Field(default_factory=dict)
 

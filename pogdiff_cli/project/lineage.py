@@ -36,6 +36,7 @@ class StagePlan:
     outputs: tuple[str, ...]
     after: tuple[str, ...] = ()
     model_parts: tuple[str, ...] = ()  # components of the pipeline that count; all where empty
+    optional: tuple[str, ...] = ()  # inputs that need not be there
 
     @property
     def stage(self) -> str:
@@ -138,9 +139,10 @@ def plan_evaluate(config: Config, run: str) -> StagePlan:
     return StagePlan(
         key=f"runs/{run}/evaluate",
         parameters=_pick(config, "seed", "evaluate", *groups) | options,
-        inputs={"data": None, "samples": f"runs/{run}/samples"},
+        inputs={"data": None, "samples": f"runs/{run}/samples", "human": f"runs/{run}/evaluation/human.json"},
         outputs=(f"runs/{run}/evaluation/scores.json",),
         after=(f"runs/{run}/sample",),
+        optional=("human",),
     )
 
 

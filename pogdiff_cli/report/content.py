@@ -9,6 +9,7 @@ from pathlib import Path
 from pogdiff_cli.metrics.compare import Comparison
 from pogdiff_cli.metrics.features import Array
 from pogdiff_cli.metrics.inputs import Shot
+from pogdiff_cli.metrics.ratings import HumanScores
 from pogdiff_cli.metrics.scores import Scores
 
 
@@ -39,6 +40,7 @@ class RunReport:
     settings: Mapping[str, object] = field(default_factory=dict)
     exposure: Mapping[str, int] = field(default_factory=dict)  # training images drawn, by identity
     gallery: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)  # by identity
+    human: HumanScores | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from pogdiff_cli.report.content import ReportData, RunReport
 from pogdiff_cli.report.galleries import galleries, pictures_shown
 from pogdiff_cli.report.numbers import count, decimals, number, share_decimals
 from pogdiff_cli.report.pictures import side_for, thumbnailer
+from pogdiff_cli.report.raters import human_tables
 from pogdiff_cli.report.tables import identity_table, scores_table, to_csv
 from pogdiff_cli.report.views import group_tables, headline, ranked
 
@@ -93,6 +94,7 @@ def _context(report: ReportData) -> dict[str, Any]:
         "extractors": {key: info for scores in scored for key, info in scores.extractors.items()},
         "faceless": _faceless(report.runs),
         "settings": _settings(report),
+        "human": human_tables(report.runs),
         "csv": {
             "scores.csv": _data_uri(to_csv(scores_table(scored))),
             "identities.csv": _data_uri(to_csv(identity_table(scored))),

@@ -35,37 +35,27 @@ def embed(
     context: Context, extractor: Extractor, paths: Sequence[Path], keys: Sequence[str], *, label: str, batch_size: int
 ) -> NDArray[np.float32]:
     """Features (n, d), raw; a row of NaN where no face was found. ``keys`` are the images' content digests."""
-    cache = _filled(context, extractor, paths, keys, label=label, batch_size=batch_size)
+    cache = fill_cache(context, extractor, paths, keys, label=label, batch_size=batch_size)
     vectors = np.empty((len(keys), extractor.dim), dtype=np.float32)
     _copy(cache, keys, vectors)
     return vectors
 
 
-def embed_to(
-    file: Path,
-    context: Context,
-    extractor: Extractor,
-    paths: Sequence[Path],
-    keys: Sequence[str],
-    *,
-    label: str,
-    batch_size: int,
-) -> NDArray[np.float32]:
-    """The same, written to a new ``.npy`` file and memory-mapped: features of any number of images."""
-    cache = _filled(context, extractor, paths, keys, label=label, batch_size=batch_size)
-    vectors = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(len(keys), extractor.dim))
+def copied_to(file: Path, cache: TensorCache, keys: Sequence[str], dim: int) -> NDArray[np.float32]:
+    """Features (n, dim) in a new ``.npy`` file, memory-mapped: of any number of images."""
+    vectors = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(len(keys), dim))
     _copy(cache, keys, vectors)
     vectors.flush()
     return vectors
 
 
-def _filled(
+def fill_cache(
     context: Context, extractor: Extractor, paths: Sequence[Path], keys: Sequence[str], *, label: str, batch_size: int
 ) -> TensorCache:
-    """The cache of this extractor, with an entry for every key."""
+    """The cache of this extractor, with an entry for every key. Each process embeds its share."""
     space = digest_value([extractor.name, extractor.digest, extractor.preprocessing]).removeprefix("sha256:")[:16]
     cache = TensorCache(context.project.cache / "embeddings" / space)
-    wanted = cache.missing(keys)
+    wanted = context.world.share(cache.missing(keys))
     where = dict(zip(keys, paths, strict=True)) if wanted else {}
     chunks = [wanted[i : i + _CHUNK] for i in range(0, len(wanted), _CHUNK)]
     done = _Steps(context, label, len(wanted))
@@ -75,6 +65,8 @@ def _filled(
         vectors = np.where(found.missing[:, None], np.nan, found.vectors).astype(np.float32)
         cache.add({key: {"vector": torch.from_numpy(vector)} for key, vector in zip(chunk, vectors, strict=True)})
     done.close()
+    context.world.together()
+    cache.refresh()
     return cache
 
 

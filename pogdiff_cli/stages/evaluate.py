@@ -25,6 +25,7 @@ from pogdiff_cli.report.tables import identity_table, scores_table, to_csv
 from pogdiff_cli.stages.context import Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, groups, load_dataset
 from pogdiff_cli.stages.embeddings import embed, open_extractor
+from pogdiff_cli.stages.human import Human, human_ratings
 from pogdiff_cli.stages.inputs import input_digests
 from pogdiff_cli.stages.sample import INDEX
 
@@ -113,7 +114,8 @@ def gate_results(context: Context, run: Run, comparison: Comparison | None) -> l
 
 def _evaluate(context: Context, run: Run, dataset: Dataset, generated: list[Generated]) -> Made:
     config = context.project.config
-    wanted = config.evaluate.metrics
+    wanted = tuple(metric for metric in config.evaluate.metrics if metric in _FEATURES)
+    human = human_ratings(context, run)
     extractors = {key: open_extractor(context, _spec(config.evaluate, key)) for key in _keys(wanted)}
     features = [_features(context, dataset, generated, extractor) for extractor in extractors.values()]
     identities = _identities(context, dataset, generated, dict(zip(extractors, features, strict=True)))
@@ -121,8 +123,9 @@ def _evaluate(context: Context, run: Run, dataset: Dataset, generated: list[Gene
         identities,
         run=run.name,
         method=method_of(context, run),
-        settings=_settings(context, wanted),
+        settings=_settings(context, wanted, human),
         extractors={key: ExtractorInfo(name=e.name, digest=e.digest, dim=e.dim) for key, e in extractors.items()},
+        ratings=human.ratings,
         track=context.track,
     )
     write_text(run.evaluation / "scores.json", json.dumps(scores.to_json(), indent=1, ensure_ascii=False))
@@ -143,7 +146,7 @@ def summary(scores: Scores) -> dict[str, Any]:
     }
 
 
-def _settings(context: Context, wanted: tuple[str, ...]) -> ScoreSettings:
+def _settings(context: Context, wanted: tuple[str, ...], human: Human) -> ScoreSettings:
     config = context.project.config
     return ScoreSettings(
         extractor_of={metric: _FEATURES[metric] for metric in wanted},
@@ -152,7 +155,7 @@ def _settings(context: Context, wanted: tuple[str, ...]) -> ScoreSettings:
         copy_threshold=config.evaluate.copy_threshold,
         resamples=config.evaluate.bootstrap,
         seed=config.seed,
-        extra={"sample": config.sample.model_dump(mode="json")},
+        extra={"sample": config.sample.model_dump(mode="json"), **human.facts},
     )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pogdiff_cli.engine.cache import TensorCache
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.models.extractors import Extractor
 from pogdiff_cli.models.neighbours import Neighbours, nearest
 from pogdiff_cli.models.unit_rows import chunks
 from pogdiff_cli.project.atomic import atomic_folder, scratch_folder
@@ -18,7 +20,7 @@ from pogdiff_cli.project.layout import Project
 from pogdiff_cli.project.lineage import plan_index
 from pogdiff_cli.stages.context import Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, load_dataset, refuse_untrainable
-from pogdiff_cli.stages.embeddings import embed_to, open_extractor
+from pogdiff_cli.stages.embeddings import copied_to, fill_cache, open_extractor
 from pogdiff_cli.stages.inputs import input_digests
 
 
@@ -35,7 +37,9 @@ def run(context: Context) -> Result:
     dataset = load_dataset(context)
     refuse_untrainable(dataset)
     plan = plan_index(context.project.config)
-    return perform(context, plan, input_digests(context, plan, dataset), lambda attempt: _index(context, dataset))
+    return perform(
+        context, plan, input_digests(context, plan, dataset), lambda attempt: _index(context, dataset), hands="all"
+    )
 
 
 def read_index(project: Project, training_rows: int) -> Neighbourhood:
@@ -52,20 +56,26 @@ def read_index(project: Project, training_rows: int) -> Neighbourhood:
 
 
 def _index(context: Context, dataset: Dataset) -> Made:
-    project, config = context.project, context.project.config.index
+    config = context.project.config.index
     extractor = open_extractor(context, config.extractor)
+    rows = dataset.train_rows
+    embedded = fill_cache(
+        context,
+        extractor,
+        dataset.paths(rows),
+        dataset.keys(rows),
+        label="Embedding images",
+        batch_size=config.batch_size,
+    )
+    return _neighbours(context, dataset, extractor, embedded) if context.world.main else Made()
+
+
+def _neighbours(context: Context, dataset: Dataset, extractor: Extractor, embedded: TensorCache) -> Made:
+    project, config = context.project, context.project.config.index
     rows = dataset.train_rows
     # in the index's own scratch folder: the files are large, and a killed run's must not stay
     with scratch_folder(project.cache / "scratch" / "index") as scratch:
-        vectors = embed_to(
-            scratch / "embeddings.npy",
-            context,
-            extractor,
-            dataset.paths(rows),
-            dataset.keys(rows),
-            label="Embedding images",
-            batch_size=config.batch_size,
-        )
+        vectors = copied_to(scratch / "embeddings.npy", embedded, dataset.keys(rows), extractor.dim)
         faceless = np.concatenate([np.isnan(vectors[part]).any(axis=1) for part in chunks(len(vectors))])
         found = nearest(vectors, config.k, search=config.search, absent=faceless, track=context.track)
         similarities = np.where(faceless[:, None] | faceless[found.rows], np.float32(0), found.similarities)

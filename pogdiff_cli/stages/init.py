@@ -23,7 +23,7 @@ from pogdiff_cli.project.manifest import Manifest, write_manifest
 from pogdiff_cli.project.templates import find_template
 from pogdiff_cli.project.yaml_reader import read_yaml
 
-_IGNORED = "artifacts/\nruns/\ndata/\nbase/\nmodels/\nreport.html\n.partial-*\n"
+_IGNORED = "artifacts/\nruns/\ndata/\nbase/\nmodels/\nreport.html\nrating.html\n.partial-*\n"
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 

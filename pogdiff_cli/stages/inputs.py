@@ -57,7 +57,9 @@ def _input_digests(context: Context, plan: StagePlan, dataset: Dataset | None) -
         elif path is None:
             digests[name] = "missing" if dataset is None else dataset.digest
         else:
-            digests[name] = context.project.digests.of(context.project.root / path) or "missing"
+            found = context.project.digests.of(context.project.root / path)
+            if found is not None or name not in plan.optional:
+                digests[name] = found or "missing"
     return digests
 
 

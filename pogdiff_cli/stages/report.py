@@ -13,6 +13,7 @@ import numpy as np
 from pogdiff_cli.engine.metrics_log import read_metrics
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.compare import Comparison
+from pogdiff_cli.metrics.ratings import HUMAN, read_human
 from pogdiff_cli.metrics.scores import read_scores
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.manifest import StageRecord
@@ -75,6 +76,7 @@ def _run_report(context: Context, run: Run) -> RunReport:
             )
             for group in read_samples(run)
         },
+        human=read_human(run.evaluation / HUMAN),
     )
 
 

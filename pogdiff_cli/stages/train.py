@@ -52,7 +52,9 @@ def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attem
     captions = caption_texts(context, dataset)
     latents = training_data.latents(context, adapter, dataset)
     texts = caption_cache(context)
-    encode_texts(texts, adapter, [*captions, ""], track=context.track)
+    encode_texts(texts, adapter, [*captions, ""], rank=world.rank, world=world.size, track=context.track)
+    world.together()
+    texts.refresh()
     if config.train.validation_steps is None:
         adapter.free_encoders()
     batches = training_data.batches(config, adapter, dataset, context, captions, latents, texts)
