@@ -19,13 +19,18 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(
-    project: TinyProject, run: str, *options: str, environment: dict[str, str] | None = None
+    project: TinyProject,
+    run: str,
+    *options: str,
+    command: str = "train",
+    environment: dict[str, str] | None = None,
 ) -> subprocess.Popen[str]:
     """``pogdiff train --name RUN`` with the tiny settings and ``options``; what it says goes to ``said``."""
-    command = [sys.executable, "-m", "pogdiff_cli", "train", "-C", str(project.root), *project.flags, *options]
+    words = [sys.executable, "-m", "pogdiff_cli", command, "-C", str(project.root), *project.flags, *options]
+    words += {"train": ["--name", run], "sample": ["--run", run]}.get(command, [])
     with said_file(project, run).open("w") as sink:
         return subprocess.Popen(
-            [*command, "--gpus", "none", "--name", run],
+            [*words, "--gpus", "none"],
             env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
             stderr=sink,
             stdout=subprocess.DEVNULL,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from conftest import TinyProject
 from processes import (
+    ROOT,
     base_weights,
     children,
     distance,
@@ -120,3 +123,45 @@ def test_another_number_of_processes_does_not_throw_the_checkpoints_away(prepare
     same = prepared("train", "--name", "run", *settings(max_train_steps=30, train_batch_size=8))
     assert same.status == 0, same.err
     assert "goes on at step" in same.err
+
+
+def captions_of(project: TinyProject) -> bytes:
+    return (project.root / "artifacts" / "captions.jsonl").read_bytes()
+
+
+def test_captions_neighbours_and_images_are_those_of_one_process(project: TinyProject, tmp_path: Path) -> None:
+    (tmp_path / "describer.py").write_text(
+        "import os\n"
+        "def describe(images, requests):\n"
+        "    with open(os.environ['WHO'], 'a') as who:\n"
+        "        who.write(f\"{os.environ.get('RANK', '0')} {len(images)}\\n\")\n"
+        "    return [f'{r.name} is number {r.file_name}' for r in requests]\n"
+    )
+    who = tmp_path / "who.txt"
+    describer = ("--set", "caption.captioner=py:describer:describe", "--set", "caption.allow_python=true")
+    environment = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "WHO": str(who)}
+    made = []
+    for processes in ("1", "2"):
+        again = ("--processes", processes, "--force")
+        for command in ("caption", "index"):
+            run = start(project, "x", *describer, *again, environment=environment, command=command)
+            assert run.wait(120) == 0, said(project, "x")
+        made.append((captions_of(project), (project.root / "artifacts" / "index" / "neighbours.npy").read_bytes()))
+        if processes == "1":
+            who.unlink()
+            shutil.rmtree(project.root / "artifacts" / "cache")
+    assert made[0] == made[1]
+    counts = [tuple(int(word) for word in line.split()) for line in who.read_text().splitlines()]
+    assert {rank: sum(n for r, n in counts if r == rank) for rank in (0, 1)} == {0: 7, 1: 7}
+    assert not list((project.root / "artifacts").glob("captions.part-*"))
+
+
+def test_samples_are_shared_and_are_those_of_one_process(prepared: TinyProject) -> None:
+    images = []
+    for processes in ("1", "2"):
+        run = start(prepared, "first", "--processes", processes, "--force", command="sample")
+        assert run.wait(120) == 0, said(prepared, "first")
+        folder = prepared.root / "runs" / "first" / "samples"
+        images.append({path.name + path.parent.name: path.read_bytes() for path in folder.rglob("0*.png")})
+    assert len(images[0]) == 8
+    assert images[0] == images[1]

@@ -49,6 +49,7 @@ def launch(arguments: Sequence[str], plan: Launch) -> int:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # an attempt must not read addresses of the one before
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store that goes is said in our words
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // plan.processes)))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pogdiff-")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from pogdiff_cli.data.captions import (
 from pogdiff_cli.data.images import decode
 from pogdiff_cli.data.names import NameReplacer, assign_names, words_of
 from pogdiff_cli.data.wording import check_prompts, template_captions
-from pogdiff_cli.project.atomic import write_text
+from pogdiff_cli.project.atomic import atomic_file, write_text
+from pogdiff_cli.project.layout import Project
 from pogdiff_cli.project.lineage import plan_caption
 from pogdiff_cli.project.yaml_reader import MAX_OWN_BYTES, read_yaml
 from pogdiff_cli.project.yaml_writer import dump_yaml
@@ -36,8 +38,9 @@ def run(context: Context) -> Result:
     plan = plan_caption(context.project.config)
     dataset = load_dataset(context)
     inputs = input_digests(context, plan, dataset)
-    known = _known_names(context)  # asked before the manifest is told of this attempt
-    return perform(context, plan, inputs, lambda attempt: _caption(context, dataset, attempt, known))
+    # asked before the manifest is told of this attempt
+    known = context.world.agreed(lambda: _known_names(context))
+    return perform(context, plan, inputs, lambda attempt: _caption(context, dataset, attempt, known), hands="all")
 
 
 def read_names(context: Context) -> dict[str, str]:
@@ -47,30 +50,69 @@ def read_names(context: Context) -> dict[str, str]:
 
 
 def _caption(context: Context, dataset: Dataset, attempt: Attempt, known: Mapping[str, str]) -> Made:
-    project = context.project
+    project, world = context.project, context.world
+    captioner = project.config.caption.captioner
+    if world.main:
+        if attempt == "anew" or captioner in _FREE:  # these cost nothing, and names may have changed
+            _forget(project, known)
+        _take_in_parts(project)
+    world.together()
     names = _names(context, dataset, known)
     requests = _requests(dataset, names)
-    captioner = project.config.caption.captioner
-    if attempt == "anew" or captioner in _FREE:  # these cost nothing, and names may have changed
-        project.captions.unlink(missing_ok=True)
-        if not known:
-            project.names.unlink(missing_ok=True)
-    captions = {name: caption.caption for name, caption in read_captions(project.captions).items()}
-    reused = len(captions)
-    todo = [request for request in requests if request.file_name not in captions]
-    with CaptionWriter(project.captions) as writer:
-        for batch in _captions(context, dataset, todo):
-            writer.append(batch)
-            captions.update({caption.file_name: caption.caption for caption in batch})
+    done = read_captions(project.captions)
+    todo = [request for request in requests if request.file_name not in done]
+    world.together()  # all have read before anyone writes
+    if world.main or captioner not in _FREE:
+        mine = todo if captioner in _FREE else world.share(todo)
+        with CaptionWriter(project.captions if world.main else _part(project, world.rank)) as writer:
+            for batch in _captions(context, dataset, mine):
+                writer.append(batch)
+    world.together()
+    return _finish(context, requests, names, reused=len(done)) if world.main else Made()
+
+
+def _finish(context: Context, requests: Sequence[CaptionRequest], names: Mapping[str, str], *, reused: int) -> Made:
+    """One file in the records' order, however many processes wrote it; and the names."""
+    project = context.project
+    if context.world.size > 1:
+        _take_in_parts(project)
+        found = read_captions(project.captions)
+        order = dict.fromkeys([*(request.file_name for request in requests if request.file_name in found), *found])
+        with atomic_file(project.captions) as path, CaptionWriter(path) as writer:
+            writer.append(found[file_name] for file_name in order)
+    captions = [caption.caption for caption in read_captions(project.captions).values()]
     write_text(project.names, "# identity: the name it has in captions and prompts\n" + dump_yaml(names))
     facts: dict[str, Any] = {
         "captions": len(captions),
-        "distinct": len(set(captions.values())),
+        "distinct": len(set(captions)),
         "identities": len({request.identity for request in requests}),
-        "captioner": captioner,
+        "captioner": project.config.caption.captioner,
         "reused": reused,
     }
     return Made(facts=facts)
+
+
+def _forget(project: Project, known: Mapping[str, str]) -> None:
+    for path in (project.captions, *_parts(project), *([] if known else [project.names])):
+        path.unlink(missing_ok=True)
+
+
+def _part(project: Project, rank: int) -> Path:
+    """Where a process that is not the main one writes its captions."""
+    return project.captions.with_name(f"captions.part-{rank}.jsonl")
+
+
+def _parts(project: Project) -> list[Path]:
+    return sorted(project.captions.parent.glob("captions.part-*.jsonl"))
+
+
+def _take_in_parts(project: Project) -> None:
+    """Append what other processes wrote, in this attempt or in one that was killed."""
+    for path in _parts(project):
+        known = read_captions(project.captions)
+        with CaptionWriter(project.captions) as writer:
+            writer.append(c for name, c in read_captions(path).items() if name not in known)
+        path.unlink()
 
 
 def _known_names(context: Context) -> dict[str, str]:

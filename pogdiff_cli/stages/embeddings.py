@@ -55,7 +55,9 @@ def fill_cache(
     """The cache of this extractor, with an entry for every key. Each process embeds its share."""
     space = digest_value([extractor.name, extractor.digest, extractor.preprocessing]).removeprefix("sha256:")[:16]
     cache = TensorCache(context.project.cache / "embeddings" / space)
-    wanted = context.world.share(cache.missing(keys))
+    missing = cache.missing(keys)
+    context.world.together()  # all have looked before anyone writes
+    wanted = context.world.share(missing)
     where = dict(zip(keys, paths, strict=True)) if wanted else {}
     chunks = [wanted[i : i + _CHUNK] for i in range(0, len(wanted), _CHUNK)]
     done = _Steps(context, label, len(wanted))
