@@ -312,7 +312,7 @@ def test_memory_that_runs_out_says_what_would_fit(
 
 
 def test_a_dropped_caption_has_no_neighbour(caches: dict[str, TensorCache]) -> None:
-    train = TrainConfig(train_batch_size=8, caption_dropout=0.5)
+    train = TrainConfig(train_batch_size=8, caption_dropout=0.5, roulette=None)
     made = batches(caches, train)
     dropped = made.texts.get([text_key("")])["condition.hidden"][0]
     seen = 0
@@ -326,7 +326,7 @@ def test_a_dropped_caption_has_no_neighbour(caches: dict[str, TensorCache]) -> N
 
 
 def test_psi_of_a_row_is_image_similarity_times_inverse_density(caches: dict[str, TensorCache]) -> None:
-    train = TrainConfig(train_batch_size=8, caption_dropout=0.0, a1=1.0, a2=2.0)
+    train = TrainConfig(train_batch_size=8, caption_dropout=0.0, a1=1.0, a2=2.0, roulette=None)
     made = batches(caches, train)
     (batch,) = made.draw(0, np.arange(8))
     values = set(np.round(batch.neighbour_psi.numpy(), 6).tolist())

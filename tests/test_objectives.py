@@ -122,6 +122,20 @@ def test_both_takes_one_call_and_stop_a_call_without_a_graph_for_the_rows_that_n
     assert stop.calls == [(2, False), (B, True)]
 
 
+def test_where_every_process_has_to_take_part_each_makes_as_many_forwards() -> None:
+    some = with_rows(a_batch(), torch.tensor([2, 0]), PSI[[2, 0]])
+    none = with_rows(a_batch(), torch.zeros(0, dtype=torch.int64), PSI[:0])
+    calls = []
+    for batch in (some, none):
+        model = TinyModel()
+        make_objective("pogdiff", neighbour_grad="stop", forwards="always")(model, batch)
+        calls.append(model.calls)
+    assert [graph for _, graph in calls[0]] == [graph for _, graph in calls[1]] == [False, True]
+    spared = TinyModel()
+    make_objective("pogdiff", neighbour_grad="stop")(spared, none)
+    assert spared.calls == [(B, True)]
+
+
 @pytest.mark.parametrize("method", ["pogdiff", "cbdm"])
 @pytest.mark.parametrize("rows", [None, torch.zeros(0, dtype=torch.int64)])
 def test_without_neighbours_the_gradient_is_vanilla_bit_for_bit(method: Method, rows: Tensor | None) -> None:

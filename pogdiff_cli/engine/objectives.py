@@ -20,6 +20,7 @@ from pogdiff_cli.method import cbdm_regulariser, mean_square, oriented_transfer,
 T = TypeVar("T")
 Method = Literal["pogdiff", "vanilla", "cbdm", "t2h"]
 NeighbourGrad = Literal["both", "stop"]
+Forwards = Literal["as needed", "always"]
 Condition = dict[str, Tensor]
 Predict = Callable[[Tensor, Tensor, Condition], Tensor]
 """(x_t (b, ...), t (b,), condition) -> the model's native prediction, of the shape of x_t."""
@@ -83,14 +84,21 @@ class Vanilla:
 
 @dataclass(frozen=True, kw_only=True)
 class PogDiff:
-    """Eq. 13. ``both``: gradient through h and h', one batched forward. ``stop``: h' is a fixed target."""
+    """Eq. 13. ``both``: gradient through h and h', one batched forward. ``stop``: h' is a fixed target.
+
+    ``always`` makes as many forwards whatever the rows: a model sharded over processes needs all of them in each.
+    """
 
     neighbour_grad: NeighbourGrad = "both"
+    forwards: Forwards = "as needed"
 
     def __call__(self, predict: Predict, batch: Batch, *, denominator: float | None = None) -> Loss:
         """One forward of b + r rows, or one of r without a graph and one of b; vanilla's where r = 0."""
         pair = _neighbours(batch)
         if pair is None:
+            if self.neighbour_grad == "stop" and self.forwards == "always":
+                with torch.no_grad():
+                    predict(batch.x_t[:1], batch.t[:1], {name: tensor[:1] for name, tensor in batch.condition.items()})
             return VANILLA(predict, batch, denominator=denominator)
         if self.neighbour_grad == "stop":
             with torch.no_grad():
@@ -181,11 +189,12 @@ def make_objective(
     num_train_timesteps: int = 1000,
     transfer_temperature: float = 1.0,
     target_of: TargetOf | None = None,
+    forwards: Forwards = "as needed",
 ) -> Objective:
     """The objective of a training method; each takes what concerns it and passes over the rest."""
     makers: dict[str, Callable[[], Objective]] = {
         "vanilla": Vanilla,
-        "pogdiff": lambda: PogDiff(neighbour_grad=neighbour_grad),
+        "pogdiff": lambda: PogDiff(neighbour_grad=neighbour_grad, forwards=forwards),
         "cbdm": lambda: Cbdm(tau=tau, gamma=gamma, num_train_timesteps=num_train_timesteps),
         "t2h": lambda: OrientedCalibration(temperature=transfer_temperature, target_of=target_of),
     }

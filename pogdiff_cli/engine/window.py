@@ -18,7 +18,7 @@ class Window:
         self._measured: dict[str, Any] = {}  # of steps whose gradient was finite
         self._facts: dict[str, float] = {}
         self._finite: Any = 0.0
-        self._batches = 0
+        self._rows = 0
         self._steps = 0
         self._started = time.monotonic()
 
@@ -29,15 +29,15 @@ class Window:
         for name, value in parts.items():
             self._measured[name] = self._measured.get(name, 0.0) + value
         for batch in micro_batches:
-            self._batches += 1
+            self._rows += len(batch.rows)
             for name, fact in batch.facts.items():
-                self._facts[name] = self._facts.get(name, 0.0) + fact
+                self._facts[name] = self._facts.get(name, 0.0) + fact * len(batch.rows)
 
     def means(self, world: World | None = None) -> dict[str, float]:
         """Means over steps and processes since the window was opened, and the seconds a step took."""
         finite = float(self._finite)
         own = {name: float(total) / finite for name, total in self._measured.items()} if finite else {}
-        own |= {name: total / self._batches for name, total in self._facts.items()}
+        own |= {name: total / self._rows for name, total in self._facts.items()}
         values = own if world is None or world.size == 1 else _over_processes(own, world)
         return values | {"seconds_per_step": (time.monotonic() - self._started) / max(self._steps, 1)}
 

@@ -135,12 +135,12 @@ def pooled_embeddings(context: Context, texts: Sequence[str], file: Path) -> NDA
         adapter = load_adapter(context)
         encode_texts(cache, adapter, texts, track=context.track)
         adapter.free_encoders()
-    dim = cache.get(keys[:1])["pooled"].shape[1]
+    dim = cache.get(keys[:1], ["pooled"])["pooled"].shape[1]
     pooled = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(len(keys), dim))
     starts = range(0, len(keys), _READ)
     for start in context.track(starts, "Reading text embeddings", len(starts)):
         part = keys[start : start + _READ]
-        pooled[start : start + len(part)] = cache.get(part)["pooled"].numpy()
+        pooled[start : start + len(part)] = cache.get(part, ["pooled"])["pooled"].numpy()
     return pooled
 
 

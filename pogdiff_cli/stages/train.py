@@ -18,6 +18,7 @@ from pogdiff_cli.engine.objectives import make_objective
 from pogdiff_cli.engine.trainer import Outcome, Places, Trainer
 from pogdiff_cli.engine.tuning import write_final
 from pogdiff_cli.engine.world import World
+from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.atomic import atomic_folder, sweep, write_text
 from pogdiff_cli.project.config import Config
@@ -60,7 +61,7 @@ def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attem
     batches = training_data.batches(config, adapter, dataset, context, captions, latents, texts)
     trainer = Trainer(
         adapter=adapter,
-        objective=_objective(config, adapter),
+        objective=_objective(config, adapter, world),
         batches=batches,
         train=config.train,
         places=_places(config, run),
@@ -102,8 +103,16 @@ def _batch_in_words(batches: Batches, world: World) -> str:
     return f"Global batch {settings.global_batch}: {' x '.join(factors)}."
 
 
-def _objective(config: Config, adapter: Adapter) -> Any:
+def _objective(config: Config, adapter: Adapter, world: World) -> Any:
     train = config.train
+    sharded = train.parallel == "fsdp" and world.size > 1
+    if sharded and config.data.resize == "bucket":
+        raise PogdiffError(
+            "train.parallel fsdp and data.resize bucket exclude each other: the processes would make different "
+            "numbers of forwards.",
+            hint="Set data.resize: crop, or train.parallel: ddp.",
+            exit_code=Exit.USAGE,
+        )
     return make_objective(
         train.method,
         neighbour_grad=train.neighbour_grad,
@@ -112,6 +121,7 @@ def _objective(config: Config, adapter: Adapter) -> Any:
         num_train_timesteps=adapter.timesteps,
         transfer_temperature=train.t2h_temperature,
         target_of=adapter.target,
+        forwards="always" if sharded else "as needed",
     )
 
 
