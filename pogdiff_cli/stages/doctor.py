@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pogdiff_cli.engine.devices import available, cpu
 from pogdiff_cli.errors import PogdiffError
@@ -82,10 +80,11 @@ def _project(context: Context) -> Iterator[Check]:
 
 def _memory(project: Project, folder: Path) -> Iterator[Check]:
     """Weights, gradients and optimizer state; activations come on top and depend on the batch."""
-    config = folder / "unet" / "config.json"
-    if not config.is_file():
+    try:
+        parameters = _parameters(folder)
+    except PogdiffError as problem:
+        yield Check(name="memory", state="missing", detail=problem.message, remedy=problem.hint or "")
         return
-    parameters = _parameters(json.loads(config.read_text(encoding="utf-8")))
     train = project.config.train
     copies = 4 + (1 if train.use_ema else 0) if train.tuning == "full" else 1
     needed = parameters * 4 * copies
@@ -99,10 +98,16 @@ def _memory(project: Project, folder: Path) -> Iterator[Check]:
     )
 
 
-def _parameters(config: dict[str, Any]) -> int:
+def _parameters(folder: Path) -> int:
+    """Size of the network to train, from its configuration alone."""
+    import diffusers
     import torch
-    from diffusers import UNet2DConditionModel
 
+    from pogdiff_cli.models.families import family_of
+    from pogdiff_cli.models.weights import read_json
+
+    family = family_of(folder)
+    config = read_json(folder / family.denoiser_name / "config.json")
     with torch.device("meta"):
-        model = UNet2DConditionModel.from_config(config)
+        model = getattr(diffusers, family.parts[family.denoiser_name]).from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -112,6 +112,7 @@ def _objective(config: Config, adapter: Adapter) -> Any:
         num_train_timesteps=adapter.timesteps,
         transfer_temperature=train.t2h_temperature,
         target_of=adapter.target,
+        preserving=adapter.variance_preserving,
     )
 
 
