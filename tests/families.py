@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -35,7 +36,7 @@ WIDTH = 32  # of CLIP
 LONG = 48  # of T5
 
 
-def clip_config(tokenizer: CLIPTokenizer, **changes: int) -> CLIPTextConfig:
+def clip_config(tokenizer: CLIPTokenizer, **changes: Any) -> CLIPTextConfig:
     values = {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
@@ -82,7 +83,7 @@ def save_stable_diffusion_xl(folder: Path) -> Path:
         sample_size=4,
         block_out_channels=(32, 64),
         layers_per_block=1,
-        cross_attention_dim=2 * WIDTH,
+        cross_attention_dim=WIDTH + LONG,
         attention_head_dim=(2, 4),
         transformer_layers_per_block=(1, 1),
         use_linear_projection=True,
@@ -99,7 +100,7 @@ def save_stable_diffusion_xl(folder: Path) -> Path:
     StableDiffusionXLPipeline(
         vae=vae(4, scaling_factor=0.13025),
         text_encoder=CLIPTextModel(clip_config(tokenizer)),
-        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, hidden_size=LONG, hidden_act="gelu")),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=unet,

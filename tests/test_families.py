@@ -35,19 +35,6 @@ FLOWS = ["sd3", "flux"]
 SHORT = {"sd3": FamilyOptions(max_token_length=16), "flux": FamilyOptions(max_token_length=16)}
 
 
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a family's tiny pipeline, made when first asked for. Read only."""
-    root, made = tmp_path_factory.mktemp("families"), {}
-
-    def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = SAVE[name](root / name)
-        return made[name]
-
-    return folder
-
-
 @pytest.fixture(params=list(SAVE))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)

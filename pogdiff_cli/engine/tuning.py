@@ -77,7 +77,7 @@ def write_final(adapter: Adapter, denoiser: Any, folder: Path, tuning: Literal["
 def load_final(adapter: Adapter, folder: Path) -> nn.Module:
     """The fine-tuned denoiser of a run: its own weights, or the base with the run's LoRA."""
     if (folder / "model_index.json").is_file():
-        return adapter.load_denoiser()
+        return adapter.load_denoiser(folder)
     if not (folder / LORA_FILE).is_file():
         raise PogdiffError(
             f"{folder} holds neither a pipeline nor {LORA_FILE}.", hint="Train the run anew.", exit_code=Exit.MISSING

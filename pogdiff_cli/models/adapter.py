@@ -100,11 +100,11 @@ class Adapter(Protocol):
     def image_condition(
         self, original: NDArray[np.int64], corner: NDArray[np.int64], target: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float32]]:
-        """What belongs to the images whatever their captions say. Original size, crop corner, size kept (n, 2): height first."""
+        """What belongs to the images whatever their captions say: their size, crop corner, size kept, each (n, 2)."""
         ...
 
-    def load_denoiser(self) -> nn.Module:
-        """A fresh float32 copy of the network to train."""
+    def load_denoiser(self, folder: Path | None = None) -> nn.Module:
+        """A fresh float32 copy of the network to train; of another pipeline's folder where one is named."""
         ...
 
     def free_encoders(self) -> None:

@@ -121,11 +121,11 @@ class Backbone:
             self._configs[component] = read_json(self.folder / component / "config.json")
         return self._configs[component]
 
-    def load_denoiser(self) -> nn.Module:
-        """A fresh float32 denoiser on the device."""
+    def load_denoiser(self, folder: Path | None = None) -> nn.Module:
+        """A fresh float32 denoiser on the device; of another pipeline's folder where one is named."""
         cls = getattr(diffusers, self.parts[self.denoiser_name])
         model = cls.from_pretrained(
-            self.folder,
+            folder or self.folder,
             subfolder=self.denoiser_name,
             use_safetensors=True,
             torch_dtype=torch.float32,
