@@ -443,3 +443,23 @@ def test_a_side_that_cannot_be_packed_is_refused_with_one_that_can(folders: Call
     with pytest.raises(PogdiffError, match="multiple of 16, not 40") as refusal:
         adapter.encode_images(torch.zeros(1, 3, 40, 40))
     assert "32" in (refusal.value.hint or "")
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # Flux's own norms under autocast
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"mixed_precision": "bf16", "gradient_checkpointing": True, "tuning": "lora", "neighbour_grad": "stop"},
+        {"use_ema": True, "ema_decay": 0.5, "noise_offset": 0.1, "snr_gamma": 5.0, "mixed_precision": "bf16"},
+    ],
+    ids=["lora", "full"],
+)
+def test_precision_checkpointing_and_weights_of_steps_suit_every_family(
+    adapter: Adapter, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    more = {"max_train_steps": 10, "learning_rate": 1e-2, "checkpointing_steps": 100}
+    one = trainer(adapter, tmp_path, kind=OneBatch, method="pogdiff", **more, **keys)
+    before = loss_of(one)
+    one.run()
+    assert one.skipped == 0
+    assert loss_of(one) < 0.9 * before
