@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -12,19 +10,16 @@ from typing import Any, ClassVar, cast
 import diffusers
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import FamilyOptions, Moments, SchedulerChoice, TextParts
+from pogdiff_cli.models.components import copy_components, load_component
 from pogdiff_cli.models.noise_path import NoisePath, Times
 from pogdiff_cli.models.text_readers import count_tokens
-from pogdiff_cli.models.weights import component_classes, pipeline_index, read_json
+from pogdiff_cli.models.weights import component_classes, read_json
 
-#: Classes that are loaded, and no others, by the name in model_index.json without "Fast".
-_TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "CLIPTokenizer", "T5Tokenizer")
-_COPIED = (".safetensors", ".json", ".txt", ".model")
 _CLIP_POSITIONS = 75
 
 
@@ -85,30 +80,12 @@ class Backbone:
     def part(self, component: str) -> Any:
         """A tokenizer, a frozen text encoder or the frozen VAE; None where the pipeline does without it."""
         if component not in self._loaded:
-            self._loaded[component] = self._load(component) if self.has(component) else None
-        return self._loaded[component]
-
-    def _load(self, component: str) -> Any:
-        if component == "vae":  # float32: half precision gives black images
-            loaded = diffusers.AutoencoderKL.from_pretrained(
-                self.folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
+            self._loaded[component] = (
+                load_component(self.folder, component, self.parts[component], self.device)
+                if self.has(component)
+                else None
             )
-            return loaded.eval().requires_grad_(False).to(self.device)
-        name = self.parts[component]
-        assert name in _TEXT_CLASSES, name
-        if name.endswith("Tokenizer"):
-            cls = getattr(transformers, name)
-            return cls.from_pretrained(self.folder, subfolder=component, local_files_only=True)
-        # the large one in half precision where that is fast: as it was trained and is published
-        half = name == "T5EncoderModel" and self.device.type == "cuda"
-        loaded = getattr(transformers, name).from_pretrained(
-            self.folder,
-            subfolder=component,
-            use_safetensors=True,
-            dtype=torch.bfloat16 if half else torch.float32,
-            local_files_only=True,
-        )
-        return loaded.eval().requires_grad_(False).to(self.device)
+        return self._loaded[component]
 
     @property
     def vae(self) -> Any:
@@ -265,17 +242,9 @@ class Backbone:
 
     def save(self, denoiser: nn.Module, folder: Path) -> None:
         """A whole pipeline folder: the denoiser, and every other component copied byte for byte."""
-        index = pipeline_index(self.folder)
-        for component in [name for name, value in index.items() if isinstance(value, list)]:
-            if component == self.denoiser_name:
-                continue
-            if component in (*self.parts, "scheduler") and self.has(component):
-                shutil.copytree(self.folder / component, folder / component, ignore=_not_copied, dirs_exist_ok=True)
-            else:
-                index[component] = [None, None]
+        kept = [name for name in (*self.parts, "scheduler") if name != self.denoiser_name and self.has(name)]
+        copy_components(self.folder, folder, kept, trained=self.denoiser_name)
         cast(Any, denoiser).save_pretrained(folder / self.denoiser_name, safe_serialization=True)
-        index |= {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
     def save_lora(self, layers: dict[str, Tensor], folder: Path, metadata: dict[str, Any]) -> None:
         """``pytorch_lora_weights.safetensors`` as ``load_lora_weights`` reads it."""
@@ -284,9 +253,3 @@ class Backbone:
             f"{self.denoiser_name}_lora_adapter_metadata": metadata,
         }
         self.pipeline_class.save_lora_weights(folder, safe_serialization=True, **named)
-
-
-def _not_copied(folder: str, names: list[str]) -> set[str]:
-    """Pickles and code never travel, nor do copies of the weights in another precision."""
-    del folder
-    return {name for name in names if not name.endswith(_COPIED) or ".fp16." in name or ".non_ema." in name}

@@ -8,11 +8,14 @@ from typing import Any, ClassVar, cast
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
+from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Condition, Guidance, SchedulerChoice, TextEncoding
 from pogdiff_cli.models.backbone import Backbone
 from pogdiff_cli.models.noise_path import Times, VariancePreserving
 from pogdiff_cli.models.text_readers import read_clip
+from pogdiff_cli.models.weights import read_json
 
+_PREDICTIONS = ("epsilon", "v_prediction")
 #: The projections of self and cross attention in a UNet.
 UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -23,6 +26,14 @@ class VariancePreservingBackbone(Backbone):
     path: VariancePreserving
 
     def _noise_path(self) -> VariancePreserving:
+        schedule = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        named, prediction = str(schedule.get("_class_name", "")), schedule.get("prediction_type", "epsilon")
+        if named.startswith("EDM") or prediction not in _PREDICTIONS:
+            raise PogdiffError(
+                f"{self.folder}: its schedule is {named} with the prediction '{prediction}', which is not trained.",
+                hint=f"Models that predict {' or '.join(_PREDICTIONS)} on a schedule of betas are.",
+                exit_code=Exit.MISSING,
+            )
         scheduler = DDPMScheduler.from_pretrained(self.folder, subfolder="scheduler", local_files_only=True)
         times = Times(
             count=int(scheduler.config.num_train_timesteps),

@@ -85,7 +85,8 @@ def image_condition(config: Config, adapter: Adapter, dataset: Dataset) -> dict[
 
 def caption_cache(context: Context) -> TensorCache:
     """The cache of this backbone's text embeddings."""
-    digest = backbone_digest(context, *TEXT_PARTS)
+    # the index says whether an empty prompt is read as zeros
+    digest = backbone_digest(context, *TEXT_PARTS, "model_index.json")
     length = context.project.config.train.max_token_length
     return text_cache(
         context.project.cache, encoder_digest=digest if length is None else digest_value([digest, length])
