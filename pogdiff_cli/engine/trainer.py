@@ -223,7 +223,7 @@ class Trainer:
         if not self.world.main:
             return None
         fresh: Any = self.adapter.load_denoiser()
-        prepare(fresh, self.train)
+        prepare(fresh, self.train, self.adapter.lora_targets)
         return self._with(fresh, full).eval()
 
     @staticmethod
