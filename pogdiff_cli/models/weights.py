@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pogdiff_cli.errors import Exit, PogdiffError
 
@@ -18,14 +18,15 @@ def fetch_command(name: str) -> str:
     return f"hf download {name} --include '*.json' --include '*/*.txt' --include '*/*.model' --include '*.safetensors'"
 
 
-def resolve_pipeline(name_or_path: str, root: Path) -> Path:
+def resolve_pipeline(name_or_path: str, root: Path, *, weights: Literal["needed", "not needed"] = "needed") -> Path:
     """The local folder of a diffusers pipeline: a folder (relative to the project), or a hub id in the cache.
 
-    Nothing is downloaded here. Raises PogdiffError (exit 4) with the command that fetches what is missing.
+    Nothing is downloaded here. Where weights are not needed a folder of configurations is enough. Raises PogdiffError
+    (exit 4) with the command that fetches what is missing.
     """
     local = (root / name_or_path).expanduser()
     if local.is_dir():
-        return _checked(local, name_or_path)
+        return _checked(local, name_or_path, weights)
     if _looks_like_path(name_or_path):
         raise PogdiffError(
             f"There is no model folder {local}.",
@@ -36,7 +37,7 @@ def resolve_pipeline(name_or_path: str, root: Path) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return _checked(Path(snapshot_download(name_or_path, local_files_only=True)), name_or_path)
+        return _checked(Path(snapshot_download(name_or_path, local_files_only=True)), name_or_path, weights)
     except (LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
         raise PogdiffError(
             f"The weights of '{name_or_path}' are not on this machine.",
@@ -75,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _checked(folder: Path, name: str) -> Path:
+def _checked(folder: Path, name: str, weights: str) -> Path:
     index = pipeline_index(folder)
     for component, value in index.items():
         if component.startswith("_") or component in _NEVER_LOADED:
@@ -86,7 +87,7 @@ def _checked(folder: Path, name: str) -> Path:
                 f"'{name}' wants to run code of its own for '{component}' ({library}); pogdiff never does that.",
                 exit_code=Exit.MISSING,
             )
-    for component in _WITH_WEIGHTS:
+    for component in _WITH_WEIGHTS if weights == "needed" else ():
         part = folder / component
         if part.is_dir() and not any(part.glob("*.safetensors")):
             raise PogdiffError(
