@@ -100,7 +100,7 @@ class Adapter(Protocol):
     def image_condition(
         self, original: NDArray[np.int64], corner: NDArray[np.int64], target: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float32]]:
-        """What belongs to the images whatever their captions say: their size, crop corner, size kept, each (n, 2)."""
+        """What belongs to images, not to captions: original size, crop corner, size kept, each (n, 2), height first."""
         ...
 
     def load_denoiser(self, folder: Path | None = None) -> nn.Module:
