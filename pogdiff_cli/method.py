@@ -199,6 +199,13 @@ def min_snr_weight(snr: Tensor, gamma: float, prediction: Prediction) -> Tensor:
     return snr.clamp(max=gamma) / (1.0 + snr.sqrt()).square()
 
 
+def logit_normal_quantile(u: Array, *, mean: float = 0.0, std: float = 1.0) -> Array:
+    """1 / (1 + exp(-(mean + std Phi^-1(u)))): a uniform draw's place in the logit-normal density. (b,) -> (b,)."""
+    normal = torch.special.ndtri(torch.from_numpy(np.asarray(u, dtype=np.float64)))
+    quantile: Array = torch.sigmoid(mean + std * normal).numpy()
+    return quantile
+
+
 def mean_square(a: Tensor, b: Tensor) -> Tensor:
     """mean|a - b|^2 over all but the first axis, in float32 at least. (b, ...) -> (b,)."""
     dtype = torch.promote_types(a.dtype, torch.float32)

@@ -10,7 +10,7 @@ import pytest
 from badfiles import GREEN, encoded, photo, write_corpus
 from PIL import Image, ImageFile
 
-from pogdiff_cli.data.images import BadImage, decode, decode_bytes, from_array, to_array
+from pogdiff_cli.data.images import BadImage, decode, decode_bytes, from_array, placements, to_array
 
 
 def test_every_good_file_of_the_corpus_becomes_an_rgb_picture(tmp_path: Path) -> None:
@@ -124,3 +124,28 @@ def test_a_flip_mirrors_the_columns() -> None:
 def test_values_beyond_the_range_are_clipped() -> None:
     pixels = np.asarray(from_array(np.array([[[-3.0, 3.0]]] * 3, dtype=np.float32)))
     assert pixels[0].tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+def test_placements_say_where_the_kept_part_lies() -> None:
+    sizes = np.array([[64, 32], [32, 96], [50, 50]])
+    crop = placements(sizes, resolution=32, resize="crop")
+    assert crop.corner.tolist() == [[16, 0], [0, 32], [0, 0]]
+    assert crop.size.tolist() == [[32, 32]] * 3
+    for resize in ("pad", "stretch"):
+        whole = placements(sizes, resolution=32, resize=resize)
+        assert not whole.corner.any()
+    # a ramp from left to right: the kept part's first column is the corner's
+    ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (32, 1))).convert("RGB")
+    kept = to_array(ramp, resolution=32, resize="crop")
+    assert kept[0, 0, 0] == pytest.approx(16 * 4 / 127.5 - 1)
+
+
+def test_placements_of_buckets_keep_the_middle_of_the_covering_picture() -> None:
+    sizes = np.array([[400, 100], [100, 130], [128, 128]])
+    placed = placements(sizes, resolution=128, resize="bucket")
+    for (width, height), (left, top), kept in zip(sizes, placed.corner, placed.size, strict=True):
+        made = to_array(Image.new("RGB", (width, height)), resolution=128, resize="bucket")
+        assert made.shape[1:] == (kept[1], kept[0])
+        scale = max(kept[0] / width, kept[1] / height)
+        assert min(left, top) == 0
+        assert (left, top) == (round((width * scale - kept[0]) / 2), round((height * scale - kept[1]) / 2))

@@ -29,7 +29,9 @@ def save_tokenizer(folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
-def save_stable_diffusion(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+def save_stable_diffusion(
+    folder: Path, *, prediction_type: str = "epsilon", hidden_act: str = "quick_gelu", seed: int = 0
+) -> Path:
     """Write a pipeline of the real classes whose images are 32x32 and whose latents are 4x4x4."""
     torch.manual_seed(seed)
     tokenizer = save_tokenizer(folder / "tokenizer")
@@ -40,6 +42,7 @@ def save_stable_diffusion(folder: Path, *, prediction_type: str = "epsilon", see
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=77,
+        hidden_act=hidden_act,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

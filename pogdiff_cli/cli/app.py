@@ -12,6 +12,7 @@ import click
 
 from pogdiff_cli import __version__
 from pogdiff_cli.cli import project_commands, stage_commands
+from pogdiff_cli.cli.export_command import export
 from pogdiff_cli.cli.options import Session
 from pogdiff_cli.errors import Exit, PogdiffError, Stopped
 
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for command in (*project_commands.BEFORE, *stage_commands.COMMANDS, *project_commands.AFTER):
+for command in (*project_commands.BEFORE, *stage_commands.COMMANDS, export, *project_commands.AFTER):
     cli.add_command(command)
 
 

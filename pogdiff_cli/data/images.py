@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pogdiff_cli.data.buckets import bucket_of
+from pogdiff_cli.data.buckets import bucket_of, bucket_sizes, nearest_buckets
 
 Resize = Literal["crop", "pad", "stretch", "bucket"]
 # formats that can be read, and the endings they may have; MPO is what many phones write as .jpg
@@ -180,6 +180,27 @@ def _fitted(image: Image.Image, resolution: int, resize: Resize) -> Image.Image:
     scaled = (resolution * width // short, resolution * height // short)
     left, top = (round((side - resolution) / 2) for side in scaled)
     return image.resize(scaled, lanczos).crop((left, top, left + resolution, top + resolution))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placements:
+    """What ``to_array`` makes of n images: ``corner`` of the kept part in the scaled picture, and its ``size``."""
+
+    corner: NDArray[np.int64]  # (n, 2) left, top
+    size: NDArray[np.int64]  # (n, 2) width, height
+
+
+def placements(sizes: NDArray[np.int64], *, resolution: int, resize: Resize) -> Placements:
+    """Widths and heights (n, 2) -> where each image's kept part lies. "pad" and "stretch" keep all of it."""
+    square = np.full_like(sizes, resolution)
+    if resize in ("pad", "stretch"):
+        return Placements(corner=np.zeros_like(sizes), size=square)
+    if resize == "bucket":
+        square = np.array(bucket_sizes(resolution), dtype=np.int64)[nearest_buckets(sizes, resolution)]
+        scaled = sizes * (square / sizes).max(axis=1, keepdims=True)
+    else:
+        scaled = resolution * sizes // sizes.min(axis=1, keepdims=True)
+    return Placements(corner=np.rint((scaled - square) / 2).astype(np.int64), size=square)
 
 
 def from_array(values: NDArray[np.floating]) -> Image.Image:

@@ -31,7 +31,7 @@ class _Drawn:
     step: int
     slots: Integers
     rows: Integers
-    t: Integers
+    t: NDArray[Any]
     texts: Integers  # locations
     others: Integers  # neighbours' rows
     weights: Floats  # of the neighbour's term; 0: no second forward
@@ -99,7 +99,7 @@ class Batches(Dataset[list[HostBatch]]):
             step=step,
             slots=slots,
             rows=rows,
-            t=np.floor(self._uniform(Stream.TIMESTEP, step, slots) * settings.timesteps).astype(np.int64),
+            t=self._times(self._uniform(Stream.TIMESTEP, step, slots)),
             texts=np.where(kept, self.rows.texts[rows], self.rows.empty_text),
             others=others,
             weights=weights,
@@ -117,19 +117,28 @@ class Batches(Dataset[list[HostBatch]]):
         captions = np.concatenate([drawn.texts, self.rows.texts[drawn.others[second]]])
         both = conditions(self.texts.read(captions, self._condition))
         own = len(drawn.rows)
+        of_x = {name: torch.from_numpy(values[drawn.rows]) for name, values in self.rows.image_condition.items()}
         return HostBatch(
             rows=drawn.rows,
             x0=x0,
             noise=self._noise(drawn.step, drawn.slots, tuple(x0.shape[1:])),
             t=torch.from_numpy(drawn.t),
-            condition={name: tensor[:own] for name, tensor in both.items()},
+            condition={name: tensor[:own] for name, tensor in both.items()} | of_x,
             loss_weight=_float(self.rows.loss_weight[drawn.rows]),
-            neighbour={name: tensor[own:] for name, tensor in both.items()} if second.size else None,
+            neighbour={name: tensor[own:] for name, tensor in both.items()}
+            | {name: tensor[second] for name, tensor in of_x.items()}
+            if second.size
+            else None,
             neighbour_rows=torch.from_numpy(second),
             neighbour_psi=_float(drawn.weights[second]),
             facts=facts,
             **self._transfer(drawn, locations),
         )
+
+    def _times(self, u: Floats) -> NDArray[Any]:
+        if self.settings.times is not None:
+            return self.settings.times(u)
+        return np.floor(u * self.settings.timesteps).astype(np.int64)
 
     def _transfer(self, drawn: _Drawn, locations: Integers) -> dict[str, Any]:
         """t2h: the candidates are the rows of the global batch that have these rows' shape."""

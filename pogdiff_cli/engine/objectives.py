@@ -26,6 +26,8 @@ Predict = Callable[[Tensor, Tensor, Condition], Tensor]
 """(x_t (b, ...), t (b,), condition) -> the model's native prediction, of the shape of x_t."""
 TargetOf = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x0 (b, ...), noise (b, ...), t (b,)) -> target as the model is parametrised: the adapter's ``target``."""
+Preserving = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (b, ...), t (b,)) -> x_t on the variance-preserving path: the adapter's ``variance_preserving``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,23 +146,26 @@ class Cbdm:
 
 @dataclass(frozen=True, kw_only=True)
 class OrientedCalibration:
-    """Vanilla with targets moved towards records of higher density (t2h), on variance-preserving schedules.
+    """Vanilla with targets moved towards records of higher density (t2h).
 
     Candidates are the rows of the whole global batch, so that targets do not depend on how it is split. The
-    transfer gives a noise; ``target_of`` turns it into the model's parametrisation, and is None where the
-    model predicts that noise. A row that keeps its own x0 keeps the batch's target, bit for bit.
+    transfer is defined on the variance-preserving path; ``preserving`` scales the x_t of another path to it, and
+    is None where x_t lies there. The transfer gives a noise; ``target_of`` turns it into the model's parametrisation,
+    and is None where the model predicts that noise. A row that keeps its own x0 keeps the batch's target, bit for bit.
     """
 
     temperature: float = 1.0
     target_of: TargetOf | None = None
+    preserving: Preserving | None = None
 
     def __call__(self, predict: Predict, batch: Batch, *, denominator: float | None = None) -> Loss:
         """One forward."""
         abar = _required(batch.alphas_cumprod_t, "alphas_cumprod_t")
+        x_t = batch.x_t if self.preserving is None else self.preserving(batch.x_t, batch.t)
         itself = batch.transfer_x0 is None
         candidates = batch.x0 if batch.transfer_x0 is None else batch.transfer_x0
         transfer = oriented_transfer(
-            batch.x_t,
+            x_t,
             candidates,
             abar,
             _required(batch.log_density if itself else batch.transfer_log_density, "log_density"),
@@ -169,7 +174,7 @@ class OrientedCalibration:
             temperature=self.temperature,
         )
         x0 = candidates[transfer.index]
-        noise = transferred_noise(batch.x_t, x0, abar.to(batch.x_t.dtype))
+        noise = transferred_noise(x_t, x0, abar.to(x_t.dtype))
         target = noise if self.target_of is None else self.target_of(x0, noise, batch.t)
         moved = transfer.moved.bool().reshape(-1, *[1] * (target.ndim - 1))
         h = predict(batch.x_t, batch.t, dict(batch.condition))
@@ -190,13 +195,16 @@ def make_objective(
     transfer_temperature: float = 1.0,
     target_of: TargetOf | None = None,
     forwards: Forwards = "as needed",
+    preserving: Preserving | None = None,
 ) -> Objective:
     """The objective of a training method; each takes what concerns it and passes over the rest."""
     makers: dict[str, Callable[[], Objective]] = {
         "vanilla": Vanilla,
         "pogdiff": lambda: PogDiff(neighbour_grad=neighbour_grad, forwards=forwards),
         "cbdm": lambda: Cbdm(tau=tau, gamma=gamma, num_train_timesteps=num_train_timesteps),
-        "t2h": lambda: OrientedCalibration(temperature=transfer_temperature, target_of=target_of),
+        "t2h": lambda: OrientedCalibration(
+            temperature=transfer_temperature, target_of=target_of, preserving=preserving
+        ),
     }
     if method not in makers:
         raise PogdiffError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class TrainingRows:
     pairs: Pairs | None = None
     inverse_density: NDArray[np.float64] | None = None
     log_density: NDArray[np.float64] | None = None
+    image_condition: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # each (n, ...): belongs to x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class DrawSettings:
     roulette: float | None
     cbdm_drop: float
     cbdm_uniform: Literal["record", "identity"]
+    times: Callable[[NDArray[np.float64]], NDArray[Any]] | None = None  # None: floor(u * timesteps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pogdiff_cli.data.draws import Stream, normals
-from pogdiff_cli.models.adapter import Adapter
+from pogdiff_cli.models.adapter import Adapter, Guidance, SchedulerChoice
 from pogdiff_cli.progress import Track, untracked
 from pogdiff_cli.project.atomic import HIDDEN, explained
 
@@ -36,15 +36,44 @@ class SamplingSettings:
     seed: int
     resolution: int
     num_inference_steps: int
-    guidance_scale: float
-    eta: float
-    scheduler: str
+    guidance: Guidance
+    negative_prompt: str
+    scheduler: SchedulerChoice
     batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Encoded texts on the host, each once: ``row`` of a text in ``condition``."""
+
+    row: Mapping[str, int]
+    condition: Mapping[str, Tensor]
+
+    def of(self, texts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """The condition of some texts, (b, ...)."""
+        rows = torch.tensor([self.row[text] for text in texts])
+        return {name: values[rows].to(device) for name, values in self.condition.items()}
 
 
 def missing(requests: Sequence[ImageRequest]) -> list[ImageRequest]:
     """Requests whose image is not there yet (a file appears whole or not at all)."""
     return [request for request in requests if not request.path.is_file()]
+
+
+def encode_prompts(
+    adapter: Adapter, texts: Iterable[str], settings: SamplingSettings, *, track: Track = untracked
+) -> Prompts:
+    """Encode each text once, as for training, and the negative prompt; the text encoders leave the device then."""
+    distinct = list(dict.fromkeys([*texts, settings.negative_prompt]))
+    size = settings.batch_size
+    batches = [distinct[i : i + size] for i in range(0, len(distinct), size)]
+    encoded = [
+        {name: values.cpu() for name, values in adapter.encode_text(batch).condition.items()}
+        for batch in track(batches, "Encoding prompts", len(batches))
+    ]
+    adapter.free_text()
+    condition = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
+    return Prompts(row={text: i for i, text in enumerate(distinct)}, condition=condition)
 
 
 def generate(
@@ -53,36 +82,42 @@ def generate(
     requests: Sequence[ImageRequest],
     settings: SamplingSettings,
     *,
+    prompts: Prompts | None = None,
     track: Track = untracked,
     label: str = "Generating images",
 ) -> None:
-    """Write every requested image as PNG."""
-    pipeline = adapter.pipeline(denoiser.eval(), scheduler=settings.scheduler)
+    """Write every requested image as PNG. ``prompts``: already encoded ones."""
+    if prompts is None:
+        prompts = encode_prompts(adapter, [request.prompt for request in requests], settings, track=track)
+    pipeline = adapter.pipeline(denoiser.eval(), scheduler=settings.scheduler, text="without text")
     size = settings.batch_size
     batches = [requests[i : i + size] for i in range(0, len(requests), size)]
     for batch in track(batches, label, len(batches)):
-        for request, image in zip(batch, _images(pipeline, adapter, batch, settings), strict=True):
+        for request, image in zip(batch, _images(pipeline, adapter, batch, settings, prompts), strict=True):
             _write_png(image, request.path)
 
 
 @torch.no_grad()
-def _images(pipeline: Any, adapter: Adapter, batch: Sequence[ImageRequest], settings: SamplingSettings) -> list[Any]:
-    factor = pipeline.vae_scale_factor
-    shape = (pipeline.unet.config.in_channels, settings.resolution // factor, settings.resolution // factor)
+def _images(
+    pipeline: Any, adapter: Adapter, batch: Sequence[ImageRequest], settings: SamplingSettings, prompts: Prompts
+) -> list[Any]:
+    shape = adapter.latent_shape(settings.resolution)
     noise = [
         normals(settings.seed, Stream.SAMPLE, request.seed, np.array([request.noise_key]), shape)[0]
         for request in batch
     ]
-    latents = torch.from_numpy(np.stack(noise)).to(adapter.device)
+    arguments = adapter.sampling_arguments(
+        prompts.of([request.prompt for request in batch], adapter.device),
+        prompts.of([settings.negative_prompt] * len(batch), adapter.device),
+        torch.from_numpy(np.stack(noise)).to(adapter.device),
+        settings.guidance,
+    )
     generators = [torch.Generator(adapter.device).manual_seed(_eta_seed(settings.seed, request)) for request in batch]
     output = pipeline(
-        prompt=[request.prompt for request in batch],
-        latents=latents,
+        **arguments,
         height=settings.resolution,
         width=settings.resolution,
         num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        eta=settings.eta,
         generator=generators,
     )
     return list(output.images)

@@ -96,7 +96,7 @@ class Trainer:
         self.denoiser: Any = adapter.load_denoiser().train()
         with torch.random.fork_rng(devices=[]):  # a LoRA's start is drawn: the same in every process and attempt
             torch.manual_seed(batches.settings.seed)
-            prepare(self.denoiser, train)
+            prepare(self.denoiser, train, adapter.lora_targets)
         # a sharded parameter has to be contiguous
         channels_last = train.channels_last and (train.parallel == "ddp" or self.world.size == 1)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -223,7 +223,7 @@ class Trainer:
         if not self.world.main:
             return None
         fresh: Any = self.adapter.load_denoiser()
-        prepare(fresh, self.train)
+        prepare(fresh, self.train, self.adapter.lora_targets)
         return self._with(fresh, full).eval()
 
     @staticmethod

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import nn
 
 from pogdiff_cli.errors import Exit, PogdiffError
@@ -15,13 +15,18 @@ from pogdiff_cli.project.config import TrainConfig
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _LORA_CONFIG = "adapter_config.json"
+_METADATA = "lora_adapter_metadata"  # diffusers' name in the file's header
 
 
-def prepare(denoiser: Any, train: TrainConfig) -> None:
-    """Set up the denoiser for ``train.tuning``: what is trained requires a gradient."""
+def prepare(denoiser: Any, train: TrainConfig, lora_targets: tuple[str, ...]) -> None:
+    """Set up the denoiser for ``train.tuning``: what is trained requires a gradient.
+
+    ``lora_targets``: the family's, where the configuration names none.
+    """
+    targets = lora_targets if train.lora_targets is None else train.lora_targets
     if train.tuning == "lora":
         denoiser.requires_grad_(False)
-        denoiser.add_adapter(lora_config(train))
+        _add_lora(denoiser, lora_config(train, targets))
         for parameter in denoiser.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -29,15 +34,20 @@ def prepare(denoiser: Any, train: TrainConfig) -> None:
         denoiser.requires_grad_(True)
     if train.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
-    if not any(p.requires_grad for p in denoiser.parameters()):
+
+
+def _add_lora(denoiser: Any, config: Any) -> None:
+    try:
+        denoiser.add_adapter(config)
+    except ValueError as problem:
         raise PogdiffError(
-            f"No module of the model matches train.lora_targets {list(train.lora_targets)}.",
-            hint="For Stable Diffusion: [to_q, to_k, to_v, to_out.0].",
+            f"No module of the model matches train.lora_targets {sorted(config.target_modules)}.",
+            hint="Leave train.lora_targets out (null): the family's attention projections.",
             exit_code=Exit.USAGE,
-        )
+        ) from problem
 
 
-def lora_config(train: TrainConfig) -> Any:
+def lora_config(train: TrainConfig, targets: tuple[str, ...]) -> Any:
     """Peft's configuration of ``train``'s LoRA keys; alpha defaults to the rank."""
     from peft import LoraConfig
 
@@ -45,8 +55,9 @@ def lora_config(train: TrainConfig) -> Any:
     return LoraConfig(
         r=train.rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
-        target_modules=list(train.lora_targets),
+        target_modules=list(targets),
         init_lora_weights="gaussian",
+        use_dora=train.use_dora,
     )
 
 
@@ -55,15 +66,10 @@ def write_final(adapter: Adapter, denoiser: Any, folder: Path, tuning: Literal["
     if tuning == "full":
         adapter.save(denoiser, folder)
         return
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
 
     config = denoiser.peft_config["default"].to_dict()
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser))
-    StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers=layers, safe_serialization=True, unet_lora_adapter_metadata=config
-    )
+    adapter.save_lora(get_peft_model_state_dict(denoiser), folder, config)
     readable = {key: sorted(v) if isinstance(v, set) else v for key, v in config.items() if _is_json(v)}
     (folder / _LORA_CONFIG).write_text(json.dumps(readable, indent=1, default=sorted), encoding="utf-8")
 
@@ -71,13 +77,17 @@ def write_final(adapter: Adapter, denoiser: Any, folder: Path, tuning: Literal["
 def load_final(adapter: Adapter, folder: Path) -> nn.Module:
     """The fine-tuned denoiser of a run: its own weights, or the base with the run's LoRA."""
     if (folder / "model_index.json").is_file():
-        return adapter.load_denoiser()
+        return adapter.load_denoiser(folder)
     if not (folder / LORA_FILE).is_file():
         raise PogdiffError(
             f"{folder} holds neither a pipeline nor {LORA_FILE}.", hint="Train the run anew.", exit_code=Exit.MISSING
         )
     denoiser: Any = adapter.load_denoiser()
-    denoiser.load_lora_adapter(load_file(folder / LORA_FILE), prefix="unet")
+    with safe_open(folder / LORA_FILE, framework="pt") as file:
+        layers = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        metadata = json.loads((file.metadata() or {}).get(_METADATA, "null"))
+    # with it alpha is what it was in training; without, it would be taken for the rank
+    denoiser.load_lora_adapter(layers, prefix=adapter.denoiser_name, metadata=metadata)
     return denoiser  # type: ignore[no-any-return]
 
 

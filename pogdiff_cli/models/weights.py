@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pogdiff_cli.errors import Exit, PogdiffError
 
 #: Parts of published pipelines that training and sampling do without.
-_NEVER_LOADED = ("safety_checker", "feature_extractor")
+_NEVER_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+_WITH_WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def fetch_command(name: str) -> str:
     """What to type to have a hub model's configuration and safetensors on this machine."""
-    return f"hf download {name} --include '*.json' --include '*/*.txt' --include '*.safetensors'"
+    return f"hf download {name} --include '*.json' --include '*/*.txt' --include '*/*.model' --include '*.safetensors'"
 
 
-def resolve_pipeline(name_or_path: str, root: Path) -> Path:
+def resolve_pipeline(name_or_path: str, root: Path, *, weights: Literal["needed", "not needed"] = "needed") -> Path:
     """The local folder of a diffusers pipeline: a folder (relative to the project), or a hub id in the cache.
 
-    Nothing is downloaded here. Raises PogdiffError (exit 4) with the command that fetches what is missing.
+    Nothing is downloaded here. Where weights are not needed a folder of configurations is enough. Raises PogdiffError
+    (exit 4) with the command that fetches what is missing.
     """
     local = (root / name_or_path).expanduser()
     if local.is_dir():
-        return _checked(local, name_or_path)
+        return _checked(local, name_or_path, weights)
     if _looks_like_path(name_or_path):
         raise PogdiffError(
             f"There is no model folder {local}.",
@@ -35,7 +37,7 @@ def resolve_pipeline(name_or_path: str, root: Path) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return _checked(Path(snapshot_download(name_or_path, local_files_only=True)), name_or_path)
+        return _checked(Path(snapshot_download(name_or_path, local_files_only=True)), name_or_path, weights)
     except (LocalEntryNotFoundError, HFValidationError, FileNotFoundError):
         raise PogdiffError(
             f"The weights of '{name_or_path}' are not on this machine.",
@@ -46,7 +48,7 @@ def resolve_pipeline(name_or_path: str, root: Path) -> Path:
 
 def component_classes(folder: Path) -> dict[str, str]:
     """Class name of each component of a pipeline folder, from its ``model_index.json``."""
-    index = _index(folder)
+    index = pipeline_index(folder)
     return {
         name: str(value[1])
         for name, value in index.items()
@@ -54,8 +56,28 @@ def component_classes(folder: Path) -> dict[str, str]:
     }
 
 
-def _checked(folder: Path, name: str) -> Path:
-    index = _index(folder)
+def pipeline_index(folder: Path) -> dict[str, Any]:
+    """What ``model_index.json`` says; exit 4 where the folder is no pipeline."""
+    if not (folder / "model_index.json").is_file():
+        raise PogdiffError(f"{folder} is no diffusers pipeline: it has no model_index.json.", exit_code=Exit.MISSING)
+    return read_json(folder / "model_index.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A component's JSON object; exit 4 where it is missing or damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PogdiffError(f"The pipeline is incomplete: there is no {path}.", exit_code=Exit.MISSING) from None
+    except ValueError:
+        raise PogdiffError(f"{path} is not valid JSON.", exit_code=Exit.MISSING) from None
+    if not isinstance(values, dict):
+        raise PogdiffError(f"{path} does not hold a JSON object.", exit_code=Exit.MISSING)
+    return values
+
+
+def _checked(folder: Path, name: str, weights: str) -> Path:
+    index = pipeline_index(folder)
     for component, value in index.items():
         if component.startswith("_") or component in _NEVER_LOADED:
             continue
@@ -65,7 +87,7 @@ def _checked(folder: Path, name: str) -> Path:
                 f"'{name}' wants to run code of its own for '{component}' ({library}); pogdiff never does that.",
                 exit_code=Exit.MISSING,
             )
-    for component in ("unet", "transformer", "vae", "text_encoder"):
+    for component in _WITH_WEIGHTS if weights == "needed" else ():
         part = folder / component
         if part.is_dir() and not any(part.glob("*.safetensors")):
             raise PogdiffError(
@@ -74,21 +96,6 @@ def _checked(folder: Path, name: str) -> Path:
                 exit_code=Exit.MISSING,
             )
     return folder
-
-
-def _index(folder: Path) -> dict[str, Any]:
-    path = folder / "model_index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PogdiffError(
-            f"{folder} is no diffusers pipeline: it has no model_index.json.", exit_code=Exit.MISSING
-        ) from None
-    except ValueError:
-        raise PogdiffError(f"{path} is not valid JSON.", exit_code=Exit.MISSING) from None
-    if not isinstance(index, dict):
-        raise PogdiffError(f"{path} does not describe a pipeline.", exit_code=Exit.MISSING)
-    return index
 
 
 def _looks_like_path(name: str) -> bool:

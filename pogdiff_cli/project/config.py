@@ -95,7 +95,8 @@ class TrainConfig(Section):
     tuning: Literal["full", "lora"] = "full"
     rank: int = Field(16, ge=1)
     lora_alpha: float | None = Field(None, gt=0)
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    lora_targets: tuple[str, ...] | None = None  # None: the family's attention projections
+    use_dora: bool = False
 
     max_train_steps: int = Field(6000, ge=1)  # Sec. 4.1: 6,000 for the small and medium sets, 12,000 for large
     train_batch_size: int = Field(8, ge=1)  # Sec. 4.1, per device
@@ -114,6 +115,11 @@ class TrainConfig(Section):
     channels_last: bool = True
     compile: bool = False
     snr_gamma: float | None = Field(None, gt=0)
+    timestep_sampling: Literal["uniform", "logit_normal"] | None = None  # None: the family's own
+    logit_mean: float = 0.0
+    logit_std: float = Field(1.0, gt=0)
+    max_token_length: int | None = Field(None, ge=2)  # None: the family's own
+    guidance_scale: float = Field(1.0, ge=0)
     noise_offset: float = Field(0.0, ge=0)
     caption_dropout: float = Field(0.1, ge=0, le=1)
     random_flip: bool = False
@@ -145,9 +151,11 @@ class SampleConfig(Section):
     prompt: str = "An image of {name}."  # Sec. 4.1
     images_per_identity: int = Field(100, ge=1)  # Sec. 4.1, all-shot
     num_inference_steps: int = Field(50, ge=1)  # Sec. 4.1
-    guidance_scale: float = Field(7.5, ge=0)
+    guidance_scale: float | None = Field(None, ge=0)  # None: the family's own
+    true_cfg_scale: float = Field(1.0, ge=1)
+    negative_prompt: str = ""
     eta: float = Field(0.0, ge=0, le=1)
-    scheduler: Literal["ddim", "native"] = "ddim"  # Sec. 4.1
+    scheduler: Literal["auto", "ddim", "native"] = "auto"  # DDIM (Sec. 4.1) where it fits
     batch_size: int = Field(8, ge=1, json_schema_extra=OPERATIONAL)
 
     @field_validator("prompt")

@@ -19,7 +19,9 @@ _METHOD_KEYS = {
 }
 #: How log densities become weights (Eq. 11): training does that, and one density serves runs that differ in it.
 _INVERSE_KEYS = ("density.scale", "density.temperature", "density.mean")
-_LORA_KEYS = {"rank", "lora_alpha", "lora_targets"}
+#: Components of a pipeline that read texts; each family has some of them.
+TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+_LORA_KEYS = {"rank", "lora_alpha", "lora_targets", "use_dora"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def plan_density(config: Config) -> StagePlan:
         inputs={"captions": "artifacts/captions.jsonl", "names": "artifacts/names.yaml", "model": None},
         outputs=("artifacts/density",),
         after=("caption",),
-        model_parts=("text_encoder", "tokenizer"),
+        model_parts=TEXT_PARTS,
     )
 
 

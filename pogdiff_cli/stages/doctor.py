@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from pogdiff_cli.engine.devices import available, cpu
 from pogdiff_cli.errors import PogdiffError
-from pogdiff_cli.project.layout import Project
 from pogdiff_cli.stages.context import Context, versions
 from pogdiff_cli.stages.embeddings import open_extractor
 from pogdiff_cli.stages.inputs import backbone_folder
@@ -64,12 +60,12 @@ def _project(context: Context) -> Iterator[Check]:
     free = shutil.disk_usage(project.root).free
     yield Check(name="disk", state="ok", detail=f"{free / 2**30:.1f} GiB free")
     try:
-        folder = backbone_folder(context)
+        backbone_folder(context)
     except PogdiffError as problem:
         yield Check(name="model", state="missing", detail=problem.message, remedy=problem.hint or "")
     else:
         yield Check(name="model", state="ok", detail=project.config.pretrained_model_name_or_path)
-        yield from _memory(project, folder)
+    yield from _memory(context, free)
     specs = dict.fromkeys((project.config.index.extractor, project.config.evaluate.face, project.config.evaluate.dino))
     for spec in specs:
         try:
@@ -80,29 +76,34 @@ def _project(context: Context) -> Iterator[Check]:
             yield Check(name=f"extractor {spec}", state="ok", detail="loads")
 
 
-def _memory(project: Project, folder: Path) -> Iterator[Check]:
-    """Weights, gradients and optimizer state; activations come on top and depend on the batch."""
-    config = folder / "unet" / "config.json"
-    if not config.is_file():
-        return
-    parameters = _parameters(json.loads(config.read_text(encoding="utf-8")))
-    train = project.config.train
-    copies = 4 + (1 if train.use_ema else 0) if train.tuning == "full" else 1
-    needed = parameters * 4 * copies
-    steps = min(train.checkpoints_total_limit or 4, 4)
-    disk = parameters * 4 * ((4 if train.use_ema else 3) * steps + 1) if train.tuning == "full" else parameters // 10
+def _memory(context: Context, free: int) -> Iterator[Check]:
+    """Sizes from the configurations alone; activations come on top and depend on the batch."""
+    from pogdiff_cli.engine.estimate import estimate
+    from pogdiff_cli.models.weights import resolve_pipeline
+
+    project, train = context.project, context.project.config.train
+    try:
+        folder = resolve_pipeline(project.config.pretrained_model_name_or_path, project.root, weights="not needed")
+        sizes = estimate(folder, train, device=context.devices.own)
+    except PogdiffError:
+        return  # what is missing has been said
+    share = f", of which {sizes.trainable / 1e6:.2f} M are trained" if sizes.trainable != sizes.denoiser else ""
     yield Check(
         name="memory",
         state="ok",
-        detail=f"{parameters / 1e6:.1f} M parameters; {needed / 2**30:.2f} GiB and activations; "
-        f"checkpoints up to {disk / 2**30:.2f} GiB",
+        detail=f"{sizes.family}: {sizes.denoiser / 1e6:.1f} M parameters{share}; training {_gib(sizes.training)} and "
+        f"activations; encoding before it {_gib(sizes.encoding)}",
+    )
+    # a new checkpoint is whole before an old one goes
+    steps = (train.checkpoints_total_limit or -(-train.max_train_steps // train.checkpointing_steps)) + 1
+    needed = sizes.checkpoint * steps + sizes.final
+    yield Check(
+        name="disk for a run",
+        state="ok" if needed < free else "missing",
+        detail=f"{_gib(needed)}: up to {steps} checkpoints of {_gib(sizes.checkpoint)}, and the result",
+        remedy="" if needed < free else "Free some space, or lower train.checkpoints_total_limit.",
     )
 
 
-def _parameters(config: dict[str, Any]) -> int:
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        model = UNet2DConditionModel.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pogdiff_cli.data.images import placements
 from pogdiff_cli.engine.cache import TensorCache
 from pogdiff_cli.engine.encode import text_cache
-from pogdiff_cli.models.adapter import Adapter
+from pogdiff_cli.models.adapter import Adapter, FamilyOptions
 from pogdiff_cli.models.weights import resolve_pipeline
+from pogdiff_cli.project.config import Config
 from pogdiff_cli.project.digests import digest_value
-from pogdiff_cli.project.lineage import StagePlan
+from pogdiff_cli.project.lineage import TEXT_PARTS, StagePlan
 from pogdiff_cli.stages.context import Context
 from pogdiff_cli.stages.dataset import Dataset
 
@@ -23,9 +28,17 @@ def backbone_folder(context: Context) -> Path:
 
 def load_adapter(context: Context, folder: Path | None = None) -> Adapter:
     """The adapter of the backbone, or of another pipeline folder, on the first device."""
-    from pogdiff_cli.models.stable_diffusion import StableDiffusion
+    from pogdiff_cli.models.families import open_backbone
 
-    return StableDiffusion(folder or backbone_folder(context), device=context.devices.own)
+    train = context.project.config.train
+    options = FamilyOptions(
+        max_token_length=train.max_token_length,
+        timestep_sampling=train.timestep_sampling,
+        logit_mean=train.logit_mean,
+        logit_std=train.logit_std,
+        guidance_scale=train.guidance_scale,
+    )
+    return open_backbone(folder or backbone_folder(context), device=context.devices.own, options=options)
 
 
 def backbone_digest(context: Context, *components: str) -> str:
@@ -63,10 +76,21 @@ def _input_digests(context: Context, plan: StagePlan, dataset: Dataset | None) -
     return digests
 
 
+def image_condition(config: Config, adapter: Adapter, dataset: Dataset) -> dict[str, NDArray[np.float32]]:
+    """What the family wants to know of each training image beside its latents, row by row."""
+    sizes = dataset.sizes[dataset.train_rows]
+    placed = placements(sizes, resolution=config.data.resolution, resize=config.data.resize)
+    return adapter.image_condition(sizes[:, ::-1], placed.corner[:, ::-1], placed.size[:, ::-1])
+
+
 def caption_cache(context: Context) -> TensorCache:
     """The cache of this backbone's text embeddings."""
-    digest = backbone_digest(context, "text_encoder", "tokenizer")
-    return text_cache(context.project.cache, encoder_digest=digest)
+    # the index says whether an empty prompt is read as zeros
+    digest = backbone_digest(context, *TEXT_PARTS, "model_index.json")
+    length = context.project.config.train.max_token_length
+    return text_cache(
+        context.project.cache, encoder_digest=digest if length is None else digest_value([digest, length])
+    )
 
 
 def _belongs(path: Path, components: tuple[str, ...]) -> bool:

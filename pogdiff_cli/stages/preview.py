@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from pogdiff_cli.engine.sampler import ImageRequest, SamplingSettings, generate
-from pogdiff_cli.models.adapter import Adapter
+from pogdiff_cli.engine.sampler import ImageRequest, Prompts, SamplingSettings, encode_prompts, generate
+from pogdiff_cli.models.adapter import Adapter, Guidance
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.stages.caption import read_names
 from pogdiff_cli.stages.context import Context
@@ -27,35 +27,35 @@ def previewer(
     if every is None:
         return None
     names = _rarest(context, dataset)[: train.validation_identities]
+    settings = sampling_settings(context)
+    texts = [context.project.config.sample.prompt.format(name=name) for name in names]
+    prompts = encode_prompts(adapter, texts, settings)
 
     def preview(step: int, denoiser: nn.Module) -> None:
         if step % every == 0:
             folder = run.folder / "validation" / f"step-{step:06d}"
             requests = [
-                ImageRequest(
-                    prompt=context.project.config.sample.prompt.format(name=name),
-                    noise_key=key,
-                    seed=0,
-                    path=folder / f"{key:03d}.png",
-                )
-                for key, name in enumerate(names)
+                ImageRequest(prompt=text, noise_key=key, seed=0, path=folder / f"{key:03d}.png")
+                for key, text in enumerate(texts)
             ]
             if train.parallel == "fsdp" and context.world.size > 1:
-                _generate_sharded(context, adapter, denoiser, requests)
+                _generate_sharded(context, adapter, denoiser, requests, prompts)
             else:
-                generate(adapter, denoiser, context.world.share(requests), sampling_settings(context))
+                generate(adapter, denoiser, context.world.share(requests), settings, prompts=prompts)
             denoiser.train()
             context.world.together()
 
     return preview
 
 
-def _generate_sharded(context: Context, adapter: Adapter, denoiser: nn.Module, requests: list[ImageRequest]) -> None:
+def _generate_sharded(
+    context: Context, adapter: Adapter, denoiser: nn.Module, requests: list[ImageRequest], prompts: Prompts
+) -> None:
     """Every process has to take part in every forward of a sharded model; the main one keeps the images."""
     with tempfile.TemporaryDirectory(prefix="pogdiff-") as spare:
         if not context.world.main:
             requests = [replace(request, path=Path(spare) / request.path.name) for request in requests]
-        generate(adapter, denoiser, requests, sampling_settings(context))
+        generate(adapter, denoiser, requests, sampling_settings(context), prompts=prompts)
 
 
 def _rarest(context: Context, dataset: Dataset) -> list[str]:
@@ -73,8 +73,8 @@ def sampling_settings(context: Context) -> SamplingSettings:
         seed=config.seed,
         resolution=config.data.resolution,
         num_inference_steps=sample.num_inference_steps,
-        guidance_scale=sample.guidance_scale,
-        eta=sample.eta,
+        guidance=Guidance(guidance_scale=sample.guidance_scale, true_cfg_scale=sample.true_cfg_scale, eta=sample.eta),
+        negative_prompt=sample.negative_prompt,
         scheduler=sample.scheduler,
         batch_size=sample.batch_size,
     )

@@ -161,7 +161,7 @@ def _settings(context: Context) -> dict[str, object]:
         "prompt": config.sample.prompt,
         "images per identity": config.sample.images_per_identity,
         "inference steps": config.sample.num_inference_steps,
-        "guidance": config.sample.guidance_scale,
+        "guidance": "the model's own" if config.sample.guidance_scale is None else config.sample.guidance_scale,
         "few": f"at most {config.data.few_at_most} training images",
         "many": f"at least {config.data.many_at_least} training images",
     }

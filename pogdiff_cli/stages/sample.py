@@ -87,7 +87,12 @@ def _sample(context: Context, run: Run, attempt: Attempt) -> Made:
     write_text(run.samples / INDEX, json.dumps(index, indent=1, ensure_ascii=False))
     _write_contact_sheet(run, requests, names)
     facts = {"images": len(everything), "generated": len(todo), "kept": len(everything) - len(todo)}
-    return Made(facts=facts | {"identities": len(requests)})
+    return Made(facts=facts | {"identities": len(requests), "scheduler": _scheduler_name(context)})
+
+
+def _scheduler_name(context: Context) -> str:
+    """What ``auto`` came to."""
+    return type(load_adapter(context).scheduler(context.project.config.sample.scheduler)).__name__
 
 
 def _write_contact_sheet(run: Run, requests: dict[str, list[ImageRequest]], names: dict[str, str]) -> None:

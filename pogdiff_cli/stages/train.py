@@ -122,6 +122,7 @@ def _objective(config: Config, adapter: Adapter, world: World) -> Any:
         transfer_temperature=train.t2h_temperature,
         target_of=adapter.target,
         forwards="always" if sharded else "as needed",
+        preserving=adapter.variance_preserving,
     )
 
 

@@ -14,7 +14,7 @@ from pogdiff_cli.stages.context import Context
 from pogdiff_cli.stages.dataset import Dataset
 from pogdiff_cli.stages.density import inverse_density, read_log_density
 from pogdiff_cli.stages.index import read_index
-from pogdiff_cli.stages.inputs import backbone_digest
+from pogdiff_cli.stages.inputs import backbone_digest, image_condition
 
 
 def latents(context: Context, adapter: Adapter, dataset: Dataset) -> TensorCache:
@@ -61,7 +61,7 @@ def batches(
     train = config.train
     identity = dataset.records.identity[dataset.train_rows]
     return Batches(
-        rows=rows(config, dataset, context, captions, latents, texts),
+        rows=rows(config, adapter, dataset, context, captions, latents, texts),
         settings=DrawSettings(
             method=train.method,
             seed=config.seed,
@@ -76,6 +76,7 @@ def batches(
             roulette=train.roulette,
             cbdm_drop=train.cbdm_drop,
             cbdm_uniform=train.cbdm_uniform,
+            times=adapter.times,
         ),
         sampler=RecordSampler(identity, train.sampling, config.seed),
         latents=latents,
@@ -88,6 +89,7 @@ def batches(
 
 def rows(
     config: Config,
+    adapter: Adapter,
     dataset: Dataset,
     context: Context,
     captions: list[str],
@@ -128,6 +130,7 @@ def rows(
         pairs=pairs,
         inverse_density=inverse,
         log_density=log_density,
+        image_condition=image_condition(config, adapter, dataset),
     )
 
 

@@ -1,0 +1,82 @@
+"""What a run would need, from the configurations of a pipeline alone: no weights are read, none are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from pogdiff_cli.engine.tuning import prepare
+from pogdiff_cli.models.families import family_of
+from pogdiff_cli.models.weights import component_classes, read_json
+from pogdiff_cli.project.config import TrainConfig
+
+_FLOAT = 4  # bytes
+_HALF = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Parameters and bytes. What activations take depends on the batch and comes on top of ``training``.
+
+    ``training``: weights of the denoiser; gradient, two moments and perhaps the average of what is trained.
+    ``encoding``: VAE and text encoders, which leave the device before training.
+    ``checkpoint``: one of them. ``final``: the result on disk.
+    """
+
+    family: str
+    denoiser: int
+    trainable: int
+    encoders: int
+    training: int
+    encoding: int
+    checkpoint: int
+    final: int
+
+
+def estimate(folder: Path, train: TrainConfig, *, device: torch.device) -> Estimate:
+    """Sizes of a local pipeline folder that needs to have its configurations only."""
+    family = family_of(folder)
+    denoiser = _on_meta(folder, family.denoiser_name, family.parts[family.denoiser_name])
+    total = _count(denoiser)
+    prepare(denoiser, train, family.lora_targets)
+    trainable = sum(p.numel() for p in denoiser.parameters() if p.requires_grad)
+    frozen = {
+        name: _count(_on_meta(folder, name, family.parts[name]))
+        for name in component_classes(folder)
+        if name == "vae" or (name in family.parts and name.startswith("text_encoder"))
+    }
+    large = [name for name in frozen if family.parts[name] == "T5EncoderModel" and device.type == "cuda"]
+    encoding = sum(count * (_HALF if name in large else _FLOAT) for name, count in frozen.items())
+    whole = total + (trainable if train.tuning == "lora" else 0)
+    kept = 3 + (1 if train.use_ema else 0)
+    return Estimate(
+        family=family.family,
+        denoiser=total,
+        trainable=trainable,
+        encoders=sum(frozen.values()),
+        training=_FLOAT * (whole + kept * trainable),
+        encoding=encoding,
+        checkpoint=_FLOAT * kept * trainable,
+        final=_FLOAT * (trainable if train.tuning == "lora" else total + sum(frozen.values())),
+    )
+
+
+def _on_meta(folder: Path, component: str, name: str) -> Any:
+    """The component's network without memory behind its weights."""
+    with torch.device("meta"):
+        if hasattr(diffusers, name):
+            return getattr(diffusers, name).from_config(read_json(folder / component / "config.json"))
+        config = transformers.AutoConfig.from_pretrained(folder / component, local_files_only=True)
+        cls = getattr(transformers, name)
+        if not isinstance(config, cls.config_class):  # published CLIP configurations may name the whole of CLIP
+            config = cls.config_class.from_pretrained(folder / component, local_files_only=True)
+        return cls(config)
+
+
+def _count(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
