@@ -24,7 +24,7 @@ from pogdiff_cli.stages.context import Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, groups, load_dataset, refuse_untrainable
 from pogdiff_cli.stages.inputs import caption_cache, input_digests, load_adapter
 
-_READ = 512  # entries read at once: with every token's state an entry takes a quarter of a megabyte
+_READ = 8192  # embeddings read at once
 
 
 def run(context: Context) -> Result:
@@ -135,12 +135,12 @@ def pooled_embeddings(context: Context, texts: Sequence[str], file: Path) -> NDA
         adapter = load_adapter(context)
         encode_texts(cache, adapter, texts, track=context.track)
         adapter.free_encoders()
-    dim = cache.get(keys[:1])["pooled"].shape[1]
+    dim = cache.get(keys[:1], ["pooled"])["pooled"].shape[1]
     pooled = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(len(keys), dim))
     starts = range(0, len(keys), _READ)
     for start in context.track(starts, "Reading text embeddings", len(starts)):
         part = keys[start : start + _READ]
-        pooled[start : start + len(part)] = cache.get(part)["pooled"].numpy()
+        pooled[start : start + len(part)] = cache.get(part, ["pooled"])["pooled"].numpy()
     return pooled
 
 
