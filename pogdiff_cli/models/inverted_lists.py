@@ -42,7 +42,8 @@ class InvertedLists:
 def build_lists(units: UnitRows, *, track: Track = untracked) -> InvertedLists:
     """About 4 sqrt(n) lists by spherical k-means on a sample, with a fixed seed."""
     n, d = units.shape
-    count = max(1, min(int(4 * np.sqrt(n)), n // 39))  # 39 rows a centroid are what k-means wants at least
+    # k-means wants 39 rows a centroid at least
+    count = max(1, min(int(4 * np.sqrt(units.present)), units.present // 39))
     faiss = faiss_after_torch()
     clustering = faiss.Kmeans(d, count, niter=_ROUNDS, seed=0, spherical=True, max_points_per_centroid=_TRAINED_ON)
     sample = np.random.default_rng(0).permutation(np.flatnonzero(~units.absent))[: _TRAINED_ON * count]

@@ -27,6 +27,11 @@ class UnitRows:
             self._measure(rows)
 
     @property
+    def present(self) -> int:
+        """Rows that have a direction."""
+        return len(self.absent) - int(self.absent.sum())
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Rows and dimensions."""
         return len(self._embeddings), int(self._embeddings.shape[1])
