@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -24,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import results
 from benchmarks.scale_data import DIM, ROOT, clustered_vectors, isotropic_vectors, make_project
 
-RESULTS = ROOT / "docs" / "results" / "scale.json"
+RESULTS = results.RESULTS / "scale.json"
 PARTS = ("neighbours", "hard", "density", "walk")
-_PACKAGES = ("numpy", "torch", "faiss-cpu", "scipy", "pillow", "pyyaml", "transformers")
 
 
 def main() -> int:
@@ -147,24 +145,12 @@ def _record(part: str, found: dict[str, Any]) -> None:
     content[part] = {
         "command": " ".join(["python", "-m", "benchmarks.scale", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": _machine(),
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in _PACKAGES}},
+        "machine": results.machine(),
+        "versions": results.versions(),
         **found,
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**30, 1),
-        "load_at_end": [round(load, 1) for load in os.getloadavg()],
-    }
 
 
 if __name__ == "__main__":

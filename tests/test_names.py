@@ -133,3 +133,10 @@ def test_marks_belong_to_the_letters_of_a_name() -> None:
 def test_no_real_name_survives_as_a_word_of_its_own(text: str) -> None:
     replaced = NameReplacer({"ab": "x", "b 1": "y"})(text)
     assert NameReplacer({"ab": "!", "b 1": "!"})(replaced) == replaced
+
+
+def test_names_that_share_their_first_word_are_told_apart_without_looking_at_each() -> None:
+    replacer = NameReplacer({f"person {number}": f"Ada {number}" for number in range(2000)})
+    assert replacer("person 1999 beside person 3") == "Ada 1999 beside Ada 3"
+    assert replacer("person 2000 alone") == "person 2000 alone"
+    assert max(len(lengths) for lengths in replacer._lengths.values()) == 1

@@ -211,3 +211,13 @@ def test_work_on_all_cores_comes_back_in_order_and_its_error_is_raised() -> None
     assert list(parallel.one_core_each(lambda number: number * number, range(50))) == [n * n for n in range(50)]
     with pytest.raises(ZeroDivisionError):
         list(parallel.one_core_each(lambda number: 1 // number, [1, 0, 2]))
+
+
+@pytest.mark.parametrize("present", [0, 1, 2, 60])
+def test_approximate_search_of_a_set_with_hardly_any_features_gives_every_row_its_neighbours(present: int) -> None:
+    embeddings = grouped(400)
+    absent = np.arange(400) >= present
+    found = nearest(embeddings, 5, search="approximate", absent=absent)
+    assert ((found.rows >= 0) & (found.rows != np.arange(400)[:, None])).all()
+    assert all(len(set(row)) == 5 for row in found.rows.tolist())
+    assert (found.similarities[absent] == 0).all()

@@ -140,14 +140,16 @@ class NameReplacer:
     """Replaces real names in many texts: linear in a text's length, whatever the number of names."""
 
     def __init__(self, mapping: Mapping[str, str]) -> None:
-        self._forms: dict[str, list[_Form]] = {}
+        self._forms: dict[tuple[str, ...], _Form] = {}  # by words: "person 7" and "person 8" share their first
+        lengths: dict[str, set[int]] = {}
         for real, generic in mapping.items():
             words = _word_pattern().findall(unicodedata.normalize("NFC", real))
             if words:
                 form = _Form(words=tuple(w.casefold() for w in words), letters="".join(words), generic=generic)
-                self._forms.setdefault(form.words[0], []).append(form)
-        for forms in self._forms.values():
-            forms.sort(key=lambda form: -len(form.words))  # the longest first: "Anna Maria" before "Anna"
+                self._forms.setdefault(form.words, form)
+                lengths.setdefault(form.words[0], set()).add(len(words))
+        # the longest first: "Anna Maria" before "Anna"
+        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
 
     def __call__(self, text: str) -> str:
         """The text with every real name replaced; it is NFC normalised."""
@@ -166,9 +168,10 @@ class NameReplacer:
         return "".join([*pieces, text[position:]])
 
     def _form_at(self, text: str, tokens: list[re.Match[str]], index: int) -> _Form | None:
-        for form in self._forms.get(tokens[index].group().casefold(), ()):
-            run = tokens[index : index + len(form.words)]
-            if tuple(token.group().casefold() for token in run) != form.words:
+        for length in self._lengths.get(tokens[index].group().casefold(), ()):
+            run = tokens[index : index + length]
+            form = self._forms.get(tuple(token.group().casefold() for token in run))
+            if form is None or len(run) < length:
                 continue
             gaps = (text[left.end() : right.start()] for left, right in pairwise(run))
             if all(_BETWEEN.fullmatch(gap) for gap in gaps) and _bounded(text, run[0].start(), run[-1].end()):

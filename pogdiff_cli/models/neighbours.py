@@ -65,7 +65,7 @@ def nearest(
     units = UnitRows(embeddings, absent=absent)
     kept = min(k, n - 1)
     notes = () if kept == k else (f"k reduced from {k} to {kept}: there are only {n} images",)
-    if search == "exact" or (search == "auto" and n < APPROXIMATE_FROM):
+    if search == "exact" or units.present < (APPROXIMATE_FROM if search == "auto" else 2):
         found = exact_neighbours(units, np.arange(n), kept, block=block, track=track)
         return Neighbours(rows=found.rows, similarities=found.similarities, notes=notes)
     return _approximate(units, kept, notes, track)

@@ -27,6 +27,11 @@ class UnitRows:
             self._measure(rows)
 
     @property
+    def present(self) -> int:
+        """Rows that have a direction."""
+        return len(self.absent) - int(self.absent.sum())
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Rows and dimensions."""
         return len(self._embeddings), int(self._embeddings.shape[1])
@@ -36,7 +41,8 @@ class UnitRows:
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """Unit vectors (m, d) of some rows: the same bits in whatever company a row is asked for."""
-        units = self._embeddings[rows] / self._lengths[rows, None]
+        units = np.array(self._embeddings[rows], copy=isinstance(rows, slice) or None)  # row numbers copy by themselves
+        units /= self._lengths[rows, None]
         absent = self.absent[rows]
         if absent.any():
             units[absent] = 0.0

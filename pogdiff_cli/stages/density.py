@@ -24,7 +24,7 @@ from pogdiff_cli.stages.context import Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, groups, load_dataset, refuse_untrainable
 from pogdiff_cli.stages.inputs import caption_cache, input_digests, load_adapter
 
-_READ = 512  # entries read at once: with every token's state an entry takes a quarter of a megabyte
+_READ = 8192  # embeddings read at once
 
 
 def run(context: Context) -> Result:
