@@ -128,6 +128,19 @@ TABLE: dict[str, tuple[Any, set[str]]] = {
     # Gates judge scores that are there; they make none.
     "evaluate.gates": ({"few.recall": ">= 0.5"}, NOTHING),
     "evaluate.batch_size": (1, NOTHING),
+    # Nobody is asked by default.
+    "evaluate.judge.model": ("openai:x", NOTHING),
+    "evaluate.judge.protocol": ("paper", NOTHING),
+    "evaluate.judge.repeats": (3, NOTHING),
+    "evaluate.judge.images_per_identity": (1, NOTHING),
+    "evaluate.judge.options": ({"temperature": 0}, NOTHING),
+    "evaluate.judge.base_url": ("http://127.0.0.1:8000/v1", NOTHING),
+    "evaluate.judge.api_key_env": (None, NOTHING),
+    "evaluate.judge.max_requests": (1, NOTHING),
+    "evaluate.judge.max_retries": (0, NOTHING),
+    "evaluate.judge.concurrency": (1, NOTHING),
+    "evaluate.judge.timeout": (5.0, NOTHING),
+    "evaluate.judge.allow_python": (True, NOTHING),
     # Raters judge images that are there; what they said is an input of the evaluation.
     "rate.protocol": ("similarity", NOTHING),
     "rate.subject": ("cat", NOTHING),
@@ -238,6 +251,13 @@ def test_other_images_make_everything_stale(road: Road) -> None:
         ({"density.text": "prompt"}, {"sample.prompt": "{name}."}, DENSITY),
         ({"train.tuning": "lora"}, {"train.rank": 4}, TRAIN),
         ({"train.use_ema": True}, {"train.ema_decay": 0.9}, TRAIN),
+        ({"evaluate.metrics": ["judge"]}, {"evaluate.judge.model": "openai:x"}, EVALUATE),
+        ({"evaluate.metrics": ["judge"]}, {"evaluate.judge.protocol": "paper"}, EVALUATE),
+        ({"evaluate.metrics": ["judge"]}, {"evaluate.judge.repeats": 3}, EVALUATE),
+        ({"evaluate.metrics": ["judge"]}, {"evaluate.judge.images_per_identity": 1}, EVALUATE),
+        ({"evaluate.metrics": ["judge"]}, {"evaluate.judge.options": {"temperature": 0}}, EVALUATE),
+        ({"evaluate.metrics": ["judge"]}, {"evaluate.judge.base_url": "http://127.0.0.1:8000/v1"}, NOTHING),
+        ({"evaluate.metrics": ["judge"]}, {"evaluate.judge.max_requests": 1}, NOTHING),
         (
             {"extractors": {"hf": {"revision": "a"}}, "evaluate.face": "dlib", "evaluate.dino": "dlib"},
             {"extractors": {"hf": {"revision": "b"}}},

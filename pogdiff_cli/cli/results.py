@@ -65,7 +65,9 @@ def show_gates(display: Display, results: Sequence[GateResult]) -> bool:
 
 def _scores(display: Display, facts: Mapping[str, Any]) -> None:
     groups = [group for group in facts if isinstance(facts[group], dict)]
-    names = [name for name in facts[groups[0]] if name != "identities"] if groups else []
+    if not groups:
+        return
+    names = [name for name in facts[groups[0]] if name != "identities"]
     rows = [(name, *(_number(facts[group].get(name)) for group in groups)) for name in names]
     columns = ("metric", *(f"{group} ({facts[group]['identities']})" for group in groups))
     display.table("", columns, rows)

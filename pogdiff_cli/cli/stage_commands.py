@@ -106,7 +106,7 @@ def sample(session: Session, /, name: str | None, images_per_identity: int | Non
 
 @click.command()
 @sharded_stage_options
-@click.option("--metrics", help="Comma-separated: fid,kid,prdc,dino,recall,identity,bleed,copy,human.")
+@click.option("--metrics", help="Comma-separated: fid,kid,prdc,dino,recall,identity,bleed,copy,judge,human.")
 @click.option("--run", "name", help="The run. Default: the last one trained.")
 @click.option("--baseline", help="Compare with this run.")
 @click.option("--candidate", help="The run to compare. Default: --run.")

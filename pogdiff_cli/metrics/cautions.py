@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pogdiff_cli.metrics.scores import Scores
 
 _NO_FACE_SHARE = 0.05
+_NO_SCORE_SHARE = 0.05
 
 
 def cautions(baseline: Scores, candidate: Scores, outcomes: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
@@ -23,6 +24,7 @@ def cautions(baseline: Scores, candidate: Scores, outcomes: Mapping[str, Mapping
         yield "The runs were rated on different pages: their human ratings are not compared."
     for scores in (baseline, candidate):
         yield from _faceless(scores)
+        yield from _unscored(scores)
 
 
 def rated_apart(baseline: Scores, candidate: Scores) -> bool:
@@ -38,3 +40,11 @@ def _faceless(scores: Scores) -> Iterator[str]:
         if scored and sum(counts) / scored > _NO_FACE_SHARE:
             lost = f"{sum(counts)} of {scored} generated images"
             yield f"{scores.run}: {extractor.name} found no face in {lost}."
+
+
+def _unscored(scores: Scores) -> Iterator[str]:
+    """A judge that refuses the better pictures of one run leaves the worse ones to decide."""
+    counts = scores.judge.get("groups", {}).get("all", {})
+    answers, useful = counts.get("answers", 0), counts.get("score", 0)
+    if answers and 1 - useful / answers > _NO_SCORE_SHARE:
+        yield f"{scores.run}: {answers - useful} of the judge's {answers} answers are no score."

@@ -156,6 +156,9 @@ def _check_comparable(baseline: Scores, candidate: Scores) -> None:
         for key in sorted(baseline.extractors.keys() & candidate.extractors.keys())
         if baseline.extractors[key].digest != candidate.extractors[key].digest
     ]
+    judges = [{k: v for k, v in scores.judge.items() if k != "groups"} for scores in (baseline, candidate)]
+    if all(judges) and judges[0] != judges[1]:
+        differing.append("the judge, or what it was asked")
     who = [{(e.identity, e.shot) for e in scores.per_identity} for scores in (baseline, candidate)]
     if who[0] != who[1]:
         differing.append("the identities, or the groups they belong to")

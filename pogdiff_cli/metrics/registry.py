@@ -140,7 +140,20 @@ METRICS: Mapping[str, Metric] = _metrics(
         title="Judge",
         direction="higher",
         deciding=True,
-        meaning="mean score of a vision-language model",
+        meaning="mean score, 0 to 10, that a vision-language model gives the generated images",
+    ),
+    Metric(
+        name="judge_answered",
+        title="Judge, answered",
+        direction="higher",
+        share=True,
+        meaning="share of the judge's answers that are a score: the others were refused, unreadable or out of range",
+    ),
+    Metric(
+        name="judge_spread",
+        title="Judge, spread",
+        direction="lower",
+        meaning="standard deviation of the judge's scores of one image over the repeats",
     ),
     Metric(
         name="human",
@@ -162,10 +175,12 @@ REQUESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "identity": ("identity",),
         "bleed": ("bleed",),
         "copy": ("copy", "copy_reference"),
+        "judge": ("judge", "judge_answered", "judge_spread"),
         "human": ("human",),
     }
 )
-FROM_RATINGS = ("judge", "human")  # values that come per identity from elsewhere, not from features
+#: Values that come per identity from elsewhere, not from features.
+FROM_RATINGS = ("judge", "judge_answered", "judge_spread", "human")
 
 
 def computed_by(requests: Sequence[str]) -> tuple[str, ...]:

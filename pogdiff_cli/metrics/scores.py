@@ -14,6 +14,8 @@
                  "metrics": {metric: {"value": float | null, "low": float | null, "high": float | null,
                                       "n": int, "method": str | null, "reason": str | null,
                                       "seed_spread": float | null}}}},
+     "judge": {"model": str, "protocol": str, "prompt": digest, ..., "groups": {group: {"images": int, "answers": int,
+               "score": int, "refused": int, "unparsable": int, "out_of_range": int}}} | {},
      "curves": {"recall": {group: [[N, recall], ...]}}}
 
 A null number always has its reason beside it. Groups without an identity are left out.
@@ -24,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,7 @@ class Scores:
     per_identity: tuple[IdentityScores, ...]
     groups: Mapping[str, GroupScores]
     recall_curve: Mapping[str, tuple[tuple[int, float], ...]]
+    judge: Mapping[str, Any] = field(default_factory=dict)  # who judged, and how many answers are no score
 
     def to_json(self) -> dict[str, Any]:
         """The schema above, ready for ``json.dumps(..., allow_nan=False)``."""
@@ -169,6 +172,7 @@ def _read(body: Mapping[str, Any]) -> Scores:
             group: tuple((int(n), float(share)) for n, share in points)
             for group, points in body["curves"]["recall"].items()
         },
+        judge=body.get("judge", {}),
     )
 
 

@@ -19,7 +19,8 @@ from pogdiff_cli.metrics.inputs import (
     images_scored,
 )
 from pogdiff_cli.metrics.intervals import bootstrap_mean
-from pogdiff_cli.metrics.registry import FROM_RATINGS, METRICS, computed_by, request_of
+from pogdiff_cli.metrics.judged import Judged
+from pogdiff_cli.metrics.registry import FROM_RATINGS, METRICS, REQUESTS, computed_by, request_of
 from pogdiff_cli.metrics.sampled import (
     Task,
     all_centroids,
@@ -50,6 +51,7 @@ def score(
     settings: ScoreSettings,
     extractors: Mapping[str, ExtractorInfo],
     ratings: Mapping[str, Mapping[str, float]] = Nothing,
+    judged: Judged | None = None,
     others: Mapping[str, Sequence[Array]] = Nothing,
     track: Track = untracked,
 ) -> Scores:
@@ -62,10 +64,12 @@ def score(
         settings: which metrics, from whose features, and how.
         extractors: what stands behind each extractor key.
         ratings: values per identity that come from raters: {"human" | "judge": {identity: mean score}}.
+        judged: the answers of a judge, whose values join the ratings.
         others: by extractor key, real images of people outside the set; more faces to be mistaken for.
         track: told how far the scoring is.
     """
     named = {identity.identity: identity for identity in identities}
+    ratings = {**ratings, **(judged.values() if judged else {})}
     _check(identities, named, settings, extractors)
     # Thousands of small products: waking a second BLAS thread for each costs far more than it saves.
     with threadpool_limits(limits=1, user_api="blas"):
@@ -78,7 +82,7 @@ def score(
         )
         metrics = (*computed_by(task.requests), *(name for name in FROM_RATINGS if name in ratings))
         scored = tuple(
-            _identity(identity, task, metrics, ratings, list(named.values()))
+            _identity(identity, task, metrics, ratings, list(named.values()), judged)
             for identity in track(identities, "Scoring identities", len(identities))
         )
         members = {group: [i for i in identities if group in ("all", i.shot)] for group in GROUPS}
@@ -87,12 +91,15 @@ def score(
             method=method,
             settings=_recorded(settings, task.counts),
             extractors=dict(extractors),
-            metrics={name: _info(name, settings, extractors) for name in metrics},
+            metrics={name: _info(name, settings, extractors, judged) for name in metrics},
             per_identity=scored,
             groups={
-                group: _group(inside, scored, task, metrics, ratings) for group, inside in members.items() if inside
+                group: _group(inside, scored, task, metrics, ratings, judged)
+                for group, inside in members.items()
+                if inside
             },
             recall_curve=recall_curves(members, task) if "recall" in metrics else {},
+            judge=judged.companions({g: [i.identity for i in m] for g, m in members.items() if m}) if judged else {},
         )
 
 
@@ -126,11 +133,14 @@ def _identity(
     metrics: Sequence[str],
     ratings: Mapping[str, Mapping[str, float]],
     everybody: Sequence[IdentityFeatures],
+    judged: Judged | None,
 ) -> IdentityScores:
     measured = measure_identity(identity, task)
     rated = {name: ratings[name].get(identity.identity) for name in FROM_RATINGS if name in ratings}
     values = {**measured.values, **rated}
-    reasons = {**measured.reasons, **{name: "not rated" for name, value in rated.items() if value is None}}
+    why = {name: judged.reason(identity.identity) if judged else "not rated" for name in REQUESTS["judge"]}
+    unrated = {name: why.get(name, "not rated") for name, value in rated.items() if value is None}
+    reasons = {**measured.reasons, **unrated}
     wrong = measured.confused_with
     outside = "someone outside the set"
     return IdentityScores(
@@ -160,11 +170,14 @@ def _group(
     task: Task,
     metrics: Sequence[str],
     ratings: Mapping[str, Mapping[str, float]],
+    judged: Judged | None,
 ) -> GroupScores:
     members = {identity.identity for identity in inside}
     settings = task.settings
     few = len(inside) < settings.least_identities
     spreads = seed_spreads(inside, task) if few else {}
+    if few and judged:
+        spreads["judge"] = judged.seed_spread([identity.identity for identity in inside])
     values: dict[str, GroupValue] = {}
     for name in metrics:
         column = [entry.metrics[name] for entry in scored if entry.identity in members]
@@ -177,9 +190,7 @@ def _group(
         )
         if not interval.n:
             interval = dataclasses.replace(interval, reason=_commonest(name, members, scored))
-        values[name] = GroupValue(
-            **dataclasses.asdict(interval), seed_spread=None if name in ratings else spreads.get(name)
-        )
+        values[name] = GroupValue(**dataclasses.asdict(interval), seed_spread=spreads.get(name))
     return GroupScores(identities=len(inside), metrics=values)
 
 
@@ -189,13 +200,14 @@ def _commonest(metric: str, members: set[str], scored: Sequence[IdentityScores])
     return reasons.most_common(1)[0][0]
 
 
-def _info(name: str, settings: ScoreSettings, extractors: Mapping[str, ExtractorInfo]) -> MetricInfo:
+def _info(
+    name: str, settings: ScoreSettings, extractors: Mapping[str, ExtractorInfo], judged: Judged | None
+) -> MetricInfo:
     request = request_of(name, tuple(settings.extractor_of))
     key = settings.extractor_of[request] if request else None
     metric = METRICS[name]
-    return MetricInfo(
-        label=metric.label(extractors[key].name if key else None), direction=metric.direction, extractor=key
-    )
+    source = extractors[key].name if key else judged.label if judged and name in REQUESTS["judge"] else None
+    return MetricInfo(label=metric.label(source), direction=metric.direction, extractor=key)
 
 
 def _recorded(settings: ScoreSettings, counts: Mapping[str, int]) -> dict[str, Any]:

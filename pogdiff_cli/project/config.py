@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic.config import JsonDict
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from pogdiff_cli.project.judge_config import JudgeConfig
+from pogdiff_cli.project.section import OPERATIONAL, Section
 
 Method = Literal["pogdiff", "vanilla", "cbdm", "t2h"]
 Sampling = Literal["natural", "sqrt", "balanced", "repeat_factor"]
 PsiTerm = Literal["img_sim", "inv_density"]
-Metric = Literal["fid", "kid", "prdc", "dino", "recall", "identity", "bleed", "copy", "human"]
-
-#: Marks a key that changes how a stage runs but not what it makes: it never makes an artifact stale.
-OPERATIONAL: JsonDict = {"operational": True}
-
-
-class Section(BaseModel):
-    """A frozen group of keys; an unknown key or a value of another type is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+Metric = Literal["fid", "kid", "prdc", "dino", "recall", "identity", "bleed", "copy", "judge", "human"]
 
 
 class DataConfig(Section):
@@ -180,6 +173,12 @@ class EvaluateConfig(Section):
         default_factory=dict, json_schema_extra=OPERATIONAL
     )  # judge scores, make none
     batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
+    judge: JudgeConfig = JudgeConfig()
+
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _all_commented_out(cls, value: Any) -> Any:
+        return {} if value is None else value
 
 
 class RateConfig(Section):

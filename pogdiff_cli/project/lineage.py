@@ -138,9 +138,12 @@ def plan_evaluate(config: Config, run: str) -> StagePlan:
     """Scores of one run."""
     options = extractor_options(config, config.evaluate.face) | extractor_options(config, config.evaluate.dino)
     groups = ("data.few_at_most", "data.many_at_least")
+    wanted = _pick(config, "seed", "evaluate", *groups) | options
+    if "judge" not in config.evaluate.metrics:
+        wanted = {key: value for key, value in wanted.items() if not key.startswith("evaluate.judge.")}
     return StagePlan(
         key=f"runs/{run}/evaluate",
-        parameters=_pick(config, "seed", "evaluate", *groups) | options,
+        parameters=wanted,
         inputs={"data": None, "samples": f"runs/{run}/samples", "human": f"runs/{run}/evaluation/human.json"},
         outputs=(f"runs/{run}/evaluation/scores.json",),
         after=(f"runs/{run}/sample",),

@@ -114,7 +114,8 @@ def _explain(error: Any, document: Document, origin: Mapping[str, str]) -> str:
         return f"{where}: unknown key '{path}'." + (f" Did you mean '{'.'.join([*parents, near])}'?" if near else "")
     if error["type"] == "value_error" and isinstance(error["input"], dict):
         return f"{where}: {path}: {_lower(error['msg'])}."
-    text = f"{where}: '{path}' is {error['input']!r}: {_lower(error['msg'])}."
+    shown = "not what it must be" if _is_secret(path) else repr(error["input"])
+    text = f"{where}: '{path}' is {shown}: {_lower(error['msg'])}."
     expected = error.get("ctx", {}).get("expected")
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         near = _nearest(error["input"], str(expected).replace("'", "").replace(" or ", ", ").split(", "))
@@ -138,6 +139,15 @@ def _section(parents: Sequence[str]) -> type[BaseModel] | None:
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
             return None
     return section if isinstance(section, type) else None
+
+
+def _is_secret(path: str) -> bool:
+    """Whether what stands there may be a secret that was written into the wrong place."""
+    *parents, leaf = path.split(".")
+    section = _section(parents)
+    info = section.model_fields.get(leaf) if section is not None else None
+    extra = info.json_schema_extra if info is not None else None
+    return isinstance(extra, dict) and bool(extra.get("secret"))
 
 
 def _nearest(word: str, known: Any) -> str | None:

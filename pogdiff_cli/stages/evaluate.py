@@ -22,14 +22,17 @@ from pogdiff_cli.project.config import EvaluateConfig
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.lineage import plan_evaluate
 from pogdiff_cli.report.tables import identity_table, scores_table, to_csv
+from pogdiff_cli.stages import judge
 from pogdiff_cli.stages.context import Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, groups, load_dataset
 from pogdiff_cli.stages.embeddings import embed, open_extractor
 from pogdiff_cli.stages.human import Human, human_ratings
 from pogdiff_cli.stages.inputs import input_digests
+from pogdiff_cli.stages.judge_questions import plan_questions, with_cost
 from pogdiff_cli.stages.sample import INDEX
 
 #: Whose features a metric is computed from: the face recogniser's, or the general encoder's (App. B and E).
+#: What is not here needs none.
 _FEATURES = {
     "fid": "face",
     "kid": "face",
@@ -60,7 +63,10 @@ def run(context: Context, run: Run) -> Result:
     generated = read_samples(run)
     plan = plan_evaluate(context.project.config, run.name)
     inputs = input_digests(context, plan, dataset)
-    return perform(context, plan, inputs, lambda attempt: _evaluate(context, run, dataset, generated))
+    result = perform(context, plan, inputs, lambda attempt: _evaluate(context, run, dataset, generated))
+    if result.state == "planned" and "judge" in config.metrics:
+        return with_cost(result, plan_questions(context, dataset, generated, run))
+    return result
 
 
 def read_samples(run: Run) -> list[Generated]:
@@ -117,6 +123,7 @@ def _evaluate(context: Context, run: Run, dataset: Dataset, generated: list[Gene
     wanted = tuple(metric for metric in config.evaluate.metrics if metric in _FEATURES)
     human = human_ratings(context, run)
     extractors = {key: open_extractor(context, _spec(config.evaluate, key)) for key in _keys(wanted)}
+    judged = judge.run(context, dataset, generated, run) if "judge" in config.evaluate.metrics else None
     features = [_features(context, dataset, generated, extractor) for extractor in extractors.values()]
     identities = _identities(context, dataset, generated, dict(zip(extractors, features, strict=True)))
     scores = score(
@@ -124,6 +131,7 @@ def _evaluate(context: Context, run: Run, dataset: Dataset, generated: list[Gene
         run=run.name,
         method=method_of(context, run),
         settings=_settings(context, wanted, human),
+        judged=judged,
         extractors={key: ExtractorInfo(name=e.name, digest=e.digest, dim=e.dim) for key, e in extractors.items()},
         ratings=human.ratings,
         track=context.track,
