@@ -167,14 +167,15 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits(
     first = trainer(adapter, caches, tmp_path / "parts", **keys)
     assert same(weights(first), start)
 
-    def stop(step: int, denoiser: torch.nn.Module) -> None:
+    def stop(step: int, denoiser: torch.nn.Module) -> dict[str, float]:
         del denoiser
         if step == 3:
             raise Stopped(Exit.TERMINATED, step)
+        return {}
 
     first.train = first.train.model_copy(update={"checkpointing_steps": 2})
     with pytest.raises(Stopped):
-        first.run(at_step=stop)
+        first.run(at_step=[stop])
     second = trainer(adapter, caches, tmp_path / "parts", **keys)
     assert second.resume() == 2
     second.run()

@@ -104,6 +104,7 @@ TABLE: dict[str, tuple[Any, set[str]]] = {
     "train.checkpointing_steps": (7, NOTHING),
     "train.checkpoints_total_limit": (1, NOTHING),
     "train.resume_from_checkpoint": ("none", NOTHING),
+    "train.validation_loss_steps": (7, NOTHING),
     "train.validation_steps": (7, NOTHING),
     "train.validation_identities": (1, NOTHING),
     "train.logging_steps": (1, NOTHING),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,10 @@ class Places:
     checkpoints: Path
     metrics: Path
     tensorboard: Path | None
+
+
+#: Called with the step and the network after each step, in every process; what it returns is logged.
+AtStep = Callable[[int, nn.Module], Mapping[str, float]]
 
 
 class Trainer:
@@ -177,9 +181,9 @@ class Trainer:
         *,
         track: Track = untracked,
         label: str = "Training",
-        at_step: Callable[[int, nn.Module], None] | None = None,
+        at_step: Sequence[AtStep] = (),
     ) -> Outcome:
-        """Train up to ``max_train_steps``; ``at_step(step, denoiser)`` is called after each step."""
+        """Train up to ``max_train_steps``; what each of ``at_step`` returns after a step is logged."""
         resumed_at = self.step
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
@@ -195,8 +199,9 @@ class Trainer:
                 window.add(taken.parts, group, finite=taken.finite)
                 self.step += 1
                 window = self._log_where_due(log, window)
-                if at_step is not None:
-                    at_step(self.step, self.denoiser)
+                measured = {key: value for hook in at_step for key, value in hook(self.step, self.denoiser).items()}
+                if measured and log is not None:
+                    log.write(self.step, measured)
                 self._save_where_due(agreement.after_step(request))
         seconds = time.monotonic() - started
         done = self.train.max_train_steps - resumed_at
@@ -253,9 +258,9 @@ class Trainer:
         parts: dict[str, Tensor] = {}
         for number, host in enumerate(pieces, start=1):
             with unsynchronised(self.forward, "last" if number == len(pieces) else "not last"):
-                with self._autocast():
+                with self.autocast():
                     batch = on_device(host, self.adapter, snr_gamma=self.train.snr_gamma, layout=self.layout)
-                    loss = self.objective(self._predict, batch, denominator=rows)
+                    loss = self.objective(self.predict, batch, denominator=rows)
                 self.scaler.scale(loss.value).backward()
             for name, value in loss.parts.items():  # they add up over micro-batches, as the loss does
                 parts[name] = parts.get(name, torch.zeros_like(value)) + value
@@ -268,10 +273,12 @@ class Trainer:
             parts={name: torch.where(finite, v, torch.zeros_like(v)) for name, v in parts.items()}, finite=finite
         )
 
-    def _predict(self, x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
+        """The network's native prediction, float32; through all processes' wrapper."""
         return self.adapter.predict(self.forward, x_t, t, condition).float()
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """What ``train.mixed_precision`` means around a forward."""
         dtype = _AUTOCAST.get(self.train.mixed_precision)
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 

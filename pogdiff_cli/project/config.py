@@ -123,6 +123,7 @@ class TrainConfig(Section):
     checkpoints_total_limit: int | None = Field(2, ge=1, json_schema_extra=OPERATIONAL)
     resume_from_checkpoint: str = Field("latest", json_schema_extra=OPERATIONAL)
     validation_steps: int | None = Field(None, ge=1, json_schema_extra=OPERATIONAL)
+    validation_loss_steps: int | None = Field(None, ge=1, json_schema_extra=OPERATIONAL)
     validation_identities: int = Field(4, ge=1, json_schema_extra=OPERATIONAL)
     logging_steps: int = Field(10, ge=1, json_schema_extra=OPERATIONAL)
     report_to: tuple[Literal["tensorboard"], ...] = Field((), json_schema_extra=OPERATIONAL)

@@ -76,9 +76,11 @@ def _input_digests(context: Context, plan: StagePlan, dataset: Dataset | None) -
     return digests
 
 
-def image_condition(config: Config, adapter: Adapter, dataset: Dataset) -> dict[str, NDArray[np.float32]]:
-    """What the family wants to know of each training image beside its latents, row by row."""
-    sizes = dataset.sizes[dataset.train_rows]
+def image_condition(
+    config: Config, adapter: Adapter, dataset: Dataset, rows: NDArray[np.int64]
+) -> dict[str, NDArray[np.float32]]:
+    """What the family wants to know of each of these images beside its latents, row by row."""
+    sizes = dataset.sizes[rows]
     placed = placements(sizes, resolution=config.data.resolution, resize=config.data.resize)
     return adapter.image_condition(sizes[:, ::-1], placed.corner[:, ::-1], placed.size[:, ::-1])
 

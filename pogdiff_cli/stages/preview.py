@@ -20,7 +20,7 @@ from pogdiff_cli.stages.dataset import Dataset
 
 def previewer(
     context: Context, run: Run, adapter: Adapter, dataset: Dataset
-) -> Callable[[int, nn.Module], None] | None:
+) -> Callable[[int, nn.Module], dict[str, float]] | None:
     """What to call after each step; None where no validation images are asked for."""
     train = context.project.config.train
     every = train.validation_steps
@@ -31,7 +31,7 @@ def previewer(
     texts = [context.project.config.sample.prompt.format(name=name) for name in names]
     prompts = encode_prompts(adapter, texts, settings)
 
-    def preview(step: int, denoiser: nn.Module) -> None:
+    def preview(step: int, denoiser: nn.Module) -> dict[str, float]:
         if step % every == 0:
             folder = run.folder / "validation" / f"step-{step:06d}"
             requests = [
@@ -44,6 +44,7 @@ def previewer(
                 generate(adapter, denoiser, context.world.share(requests), settings, prompts=prompts)
             denoiser.train()
             context.world.together()
+        return {}
 
     return preview
 

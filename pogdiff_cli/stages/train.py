@@ -25,7 +25,7 @@ from pogdiff_cli.project.config import Config
 from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.lineage import StagePlan, plan_train
-from pogdiff_cli.stages import training_data
+from pogdiff_cli.stages import training_data, validation
 from pogdiff_cli.stages.caption import caption_texts
 from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, load_dataset, refuse_untrainable
@@ -51,9 +51,11 @@ def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attem
         _make_room(context, run)
     adapter = load_adapter(context)
     captions = caption_texts(context, dataset)
-    latents = training_data.latents(context, adapter, dataset)
+    validated = validation.heldout_rows(context, dataset)
+    latents = training_data.latents(context, adapter, dataset, np.concatenate([dataset.train_rows, validated]))
     texts = caption_cache(context)
-    encode_texts(texts, adapter, [*captions, ""], rank=world.rank, world=world.size, track=context.track)
+    everything = [*captions, *validation.prompts(context, dataset, validated), ""]
+    encode_texts(texts, adapter, everything, rank=world.rank, world=world.size, track=context.track)
     world.together()
     texts.refresh()
     if config.train.validation_steps is None:
@@ -72,8 +74,11 @@ def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attem
     if world.main:
         _say_where(context, run, resumed, attempt)
         context.say(_batch_in_words(batches, world))
+    measured = validation.validator(context, trainer, dataset, validated)
     outcome = trainer.run(
-        track=context.track, label=f"Training {run.name}", at_step=previewer(context, run, adapter, dataset)
+        track=context.track,
+        label=f"Training {run.name}",
+        at_step=[hook for hook in (measured, previewer(context, run, adapter, dataset)) if hook is not None],
     )
     denoiser = trainer.final_denoiser()
     if denoiser is None:  # not the main process

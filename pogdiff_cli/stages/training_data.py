@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pogdiff_cli.data.pairs import Pairs
 from pogdiff_cli.data.sampling import RecordSampler, loss_weights
 from pogdiff_cli.engine.batches import Batches, DrawSettings, TrainingRows
@@ -16,9 +19,11 @@ from pogdiff_cli.stages.density import inverse_density, read_log_density
 from pogdiff_cli.stages.index import read_index
 from pogdiff_cli.stages.inputs import backbone_digest, image_condition
 
+Rows = NDArray[np.int64]
 
-def latents(context: Context, adapter: Adapter, dataset: Dataset) -> TensorCache:
-    """The cache of this VAE and image transform, with the moments of every training image in it.
+
+def latents(context: Context, adapter: Adapter, dataset: Dataset, wanted: Rows) -> TensorCache:
+    """The cache of this VAE and image transform, with the moments of every image of ``wanted`` in it.
 
     Each process encodes its share of what is missing.
     """
@@ -35,7 +40,7 @@ def latents(context: Context, adapter: Adapter, dataset: Dataset) -> TensorCache
     encode_latents(
         cache,
         adapter,
-        _images(dataset),
+        images_of(dataset, wanted),
         resolution=data.resolution,
         resize=data.resize,
         flips=(False, True) if config.train.random_flip else (False,),
@@ -99,7 +104,7 @@ def rows(
     """The training records in columns, with the pairs and densities that the method needs."""
     project, train = context.project, config.train
     training = dataset.train_rows
-    images = _images(dataset)
+    images = images_of(dataset, training)
     identity = dataset.records.identity[training]
     # equal captions have equal locations: these stand for the texts from here on
     at = texts.locate(text_key(caption) for caption in captions)
@@ -130,15 +135,15 @@ def rows(
         pairs=pairs,
         inverse_density=inverse,
         log_density=log_density,
-        image_condition=image_condition(config, adapter, dataset),
+        image_condition=image_condition(config, adapter, dataset, training),
     )
 
 
-def _images(dataset: Dataset) -> Images:
-    training = dataset.train_rows
+def images_of(dataset: Dataset, wanted: Rows) -> Images:
+    """Files, digests and sizes of some rows."""
     return Images(
         folder=dataset.images,
-        file_names=[dataset.records.file_names[row] for row in training],
-        sha256=dataset.keys(training),
-        sizes=dataset.sizes[training],
+        file_names=[dataset.records.file_names[row] for row in wanted],
+        sha256=dataset.keys(wanted),
+        sizes=dataset.sizes[wanted],
     )
