@@ -103,6 +103,8 @@ def train(
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
     torch.manual_seed(seed)
     dtype = _DTYPES[config.mixed_precision]
+    given = config.dataloader_num_workers
+    workers = given if given is not None else 0 if cpu else 2  # as many as ours has
     noise_scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
     tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder").requires_grad_(False)
@@ -123,8 +125,8 @@ def train(
         shuffle=True,
         drop_last=True,  # every step of both sides has the same number of rows
         batch_size=config.train_batch_size,
-        num_workers=config.dataloader_num_workers,
-        persistent_workers=config.dataloader_num_workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
     )
     schedule: Any = get_scheduler(
         config.lr_scheduler,
