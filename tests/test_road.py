@@ -145,3 +145,20 @@ def test_images_of_several_aspects_train_in_their_buckets_and_inspect_counts_the
     assert trained.status == 0, trained.err
     exposure = json.loads((project.root / "runs/pogdiff/exposure.json").read_text())
     assert sum(exposure.values()) == 6 * 4
+
+
+def test_the_tail_may_be_sampled_and_scored_on_more_images_than_the_rest(project: TinyProject) -> None:
+    paper = project.configure("sample.few_images_per_identity=3", "evaluate.few_images_per_identity=3")
+    for command in (("train", "--method", "vanilla"), ("evaluate", "--metrics", "recall,identity")):
+        ended = paper(*command)
+        assert ended.status == 0, ended.err
+    root = Path(paper.root)
+    drawn = sorted(
+        len(list(folder.glob("*.png"))) for folder in (root / "runs/vanilla/samples").iterdir() if folder.is_dir()
+    )
+    assert drawn == [2, 2, 3, 3]
+    scores = json.loads((root / "runs/vanilla/evaluation/scores.json").read_text())
+    images = {group: (found["fewest_images"], found["most_images"]) for group, found in scores["groups"].items()}
+    assert images == {"all": (2, 2), "many": (2, 2), "medium": (2, 2), "few": (3, 3)}
+    assert {entry["generated"] for entry in scores["few_per_identity"]} == {3}
+    assert [point[0] for point in scores["curves"]["recall"]["few"]] == [1, 2, 3]

@@ -18,7 +18,15 @@ from pogdiff_cli.metrics.scores import GROUPS, Scores
 Outcome = Literal["better", "worse", "inconclusive"]
 Verdict = Literal["improved", "regressed", "inconclusive"]
 PART = {"few": "tail", "medium": "middle", "many": "head", "all": "whole set"}
-_SAME = ("true_set", "images_scored", "recall_threshold", "copy_threshold", "nearest_k", "no_face")
+_SAME = (
+    "true_set",
+    "images_scored",
+    "few_images_per_identity",
+    "recall_threshold",
+    "copy_threshold",
+    "nearest_k",
+    "no_face",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +210,10 @@ def _verdict(pair: _Pair, group: str) -> GroupVerdict:
 
 def _difference(pair: _Pair, group: str, metric: str) -> Difference:
     """Before the adjustment of p: its outcome is filled in by ``_judge``."""
-    before = {e.identity: e.metrics[metric] for e in pair.baseline.per_identity if group in ("all", e.shot)}
-    after = {e.identity: e.metrics[metric] for e in pair.candidate.per_identity}
+    before, after = (
+        {entry.identity: entry.metrics[metric] for entry in scores.members(group)}
+        for scores in (pair.baseline, pair.candidate)
+    )
     pairs = {key: (value, after[key]) for key, value in before.items()}
     paired = {key: (a, b) for key, (a, b) in pairs.items() if a is not None and b is not None}
     first = np.array([a for a, _ in paired.values()], dtype=np.float64)
