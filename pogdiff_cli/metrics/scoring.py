@@ -174,7 +174,7 @@ def _group(
 ) -> GroupScores:
     members = {identity.identity for identity in inside}
     settings = task.settings
-    few = len(inside) < settings.least_identities
+    few = len(inside) <= settings.least_identities
     spreads = seed_spreads(inside, task) if few else {}
     if few and judged:
         spreads["judge"] = judged.seed_spread([identity.identity for identity in inside])
