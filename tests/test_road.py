@@ -72,9 +72,18 @@ def test_two_runs_are_compared_and_reported(project: TinyProject) -> None:
     groups = {group["group"]: group for group in json.loads(verdict.out)["comparison"]["groups"]}
     assert groups["few"]["verdict"] == "inconclusive"  # two identities prove nothing
 
-    page = project("report")
+    log = Path(project.root) / "runs/pogdiff/metrics.jsonl"
+    with log.open("a") as file:
+        file.write(json.dumps({"step": 6, "validation_loss_few": 0.5, "validation_loss_many": 0.25}) + "\n")
+    page = project("report", "--paper")
     assert page.status == 0, page.err
     html = (Path(project.root) / "report.html").read_text()
+    assert html.count("Embedding map: ") == 4  # two of the few, one of each other group
+    assert "Loss: validation, few" in html
+    assert "Loss: validation, medium" not in html
+    assert "AgeDB-IT2I-L" in html
+    shown = project.command("compare", "-C", project.root, "--groups", "few", "--json")
+    assert {value["run"] for value in json.loads(shown.out)["values"]} == {"vanilla", "pogdiff"}
     assert "vanilla" in html
     assert "data:image/" in html
     assert "http://" not in html.replace("http://www.w3.org", "")

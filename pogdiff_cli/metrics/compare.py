@@ -196,7 +196,7 @@ def _verdict(pair: _Pair, group: str) -> GroupVerdict:
     elif identities < pair.options["least"]:
         reason = next((d.reason for d in differences if d.reason), "too few identities")
     else:
-        reason = "no deciding metric changed by more than its uncertainty"
+        reason = _unclear([d for d in differences if d.decides])
     headline = f"{PART[group]} {verdict}"
     return GroupVerdict(
         group=group,
@@ -206,6 +206,14 @@ def _verdict(pair: _Pair, group: str) -> GroupVerdict:
         reason=reason,
         differences=differences,
     )
+
+
+def _unclear(deciding: Sequence[Difference]) -> str:
+    """Why nothing is better or worse: the interval holds zero, or it does not and the permutation test disagrees."""
+    off_zero = [d.label for d in deciding if d.low is not None and d.high is not None and (d.low > 0 or d.high < 0)]
+    if not off_zero:
+        return "no deciding metric changed by more than its uncertainty"
+    return f"the interval of {', '.join(off_zero)} leaves zero, but the permutation test does not exclude chance"
 
 
 def _difference(pair: _Pair, group: str, metric: str) -> Difference:

@@ -191,7 +191,7 @@ def _features(context: Context, dataset: Dataset, generated: list[Generated], ex
     label = f"Real images ({extractor.name})"
     real = embed(context, extractor, dataset.paths(rows), dataset.keys(rows), label=label, batch_size=size)
     paths = [path for group in generated for path in group.paths]
-    keys = [_content(context, path) for path in paths]
+    keys = [content_key(context, path) for path in paths]
     label = f"Generated images ({extractor.name})"
     vectors = embed(context, extractor, paths, keys, label=label, batch_size=size)
     ends = np.cumsum([len(group.paths) for group in generated])
@@ -199,7 +199,8 @@ def _features(context: Context, dataset: Dataset, generated: list[Generated], ex
     return _Features(real=real, fake={group.identity: part for group, part in zip(generated, parts, strict=True)})
 
 
-def _content(context: Context, path: Path) -> str:
+def content_key(context: Context, path: Path) -> str:
+    """What a generated image's features are cached by."""
     digest = context.project.digests.of(path)
     if digest is None:
         raise PogdiffError(f"{path} is missing.", hint="Run 'pogdiff sample' again.", exit_code=Exit.MISSING)
