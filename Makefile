@@ -46,4 +46,5 @@ check: test
 # ratios against a plain diffusers loop, to docs/results; without a GPU the second says so
 bench: install
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.architectures || test $$? -eq 2

@@ -108,25 +108,28 @@ def _with_face(features: Array, label: str) -> tuple[Array, int]:
 def images_scored(identities: Mapping[str, IdentityFeatures], settings: ScoreSettings) -> dict[str, int]:
     """How many generated images of each identity are scored, the first ones in the order of the seeds."""
     available = {key: len(identity.seeds) for key, identity in identities.items()}
-    wanted: int | Literal["equal", "all"] = settings.images_per_identity
-    if wanted == "equal":
-        wanted = min((count for count in available.values() if count), default=0)
-    counts = available if wanted == "all" else _limited(available, wanted, strict=settings.images_per_identity)
+    if settings.images_per_identity == "all":
+        counts = available
+    elif settings.images_per_identity == "equal":
+        fewest = min((count for count in available.values() if count), default=0)
+        counts = {key: min(count, fewest) for key, count in available.items()}
+    else:
+        counts = _exactly(available, settings.images_per_identity)
     limit = settings.few_images_per_identity
     if limit is None:
         return counts
     tail = {key: count for key, count in available.items() if identities[key].shot == "few"}
-    return {**counts, **_limited(tail, limit, strict=limit)}
+    return {**counts, **_exactly(tail, limit)}
 
 
-def _limited(available: Mapping[str, int], limit: int, *, strict: int | str) -> dict[str, int]:
-    """At most ``limit`` of each; exactly as many where a number was asked for."""
+def _exactly(available: Mapping[str, int], limit: int) -> dict[str, int]:
+    """So many of each, or the refusal to score fewer."""
     short = [key for key, count in available.items() if count < limit]
-    if short and strict == limit:
+    if short:
         who = "1 identity has" if len(short) == 1 else f"{len(short)} identities have"
         raise PogdiffError(
             f"{who} fewer than {limit} generated images, {short[0]!r} among them.",
             hint="Sample more images, or lower the number scored per identity.",
             exit_code=Exit.MISSING,
         )
-    return {key: min(count, limit) for key, count in available.items()}
+    return dict.fromkeys(available, limit)
