@@ -9,9 +9,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt tests/reference_metrics.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps --requirement tests/reference_metrics.txt
 	touch $@
 
 demo: $(VENV)/.demo
@@ -45,4 +46,5 @@ check: test
 # ratios against a plain diffusers loop, to docs/results; without a GPU the second says so
 bench: install
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.architectures || test $$? -eq 2

@@ -7,30 +7,69 @@ from math import comb
 import numpy as np
 import pytest
 
+from pogdiff_cli.metrics import intervals
+from pogdiff_cli.metrics.features import Array
 from pogdiff_cli.metrics.intervals import (
     bootstrap_mean,
     holm,
     jackknife_spread,
     paired_difference,
+    percentiles,
     sign_flip_p,
 )
 
 
-@pytest.mark.parametrize("n", [10, 60])
-@pytest.mark.parametrize("shape", ["normal", "shares"])
-def test_intervals_cover_the_truth_as_often_as_they_say(n: int, shape: str) -> None:
-    """Shares of 20 images with a person's own chance: bounded and lumpy, as identity accuracy is."""
-    rng = np.random.default_rng(7)
-    trials = 600
-    covered = 0
-    for trial in range(trials):
-        normal = rng.standard_normal(n) + 0.5
-        shares = rng.binomial(20, rng.beta(2, 2, n)) / 20
-        interval = bootstrap_mean(normal if shape == "normal" else shares, seed=trial, resamples=1000)
-        assert interval.low is not None
-        assert interval.high is not None
-        covered += interval.low <= 0.5 <= interval.high
-    assert 0.92 <= covered / trials <= 0.98
+def drawn(shape: str, size: tuple[int, int], rng: np.random.Generator) -> tuple[Array, float]:
+    """Scores of identities as they come, and their true mean."""
+    if shape == "normal":
+        return rng.standard_normal(size) + 0.5, 0.5
+    if shape == "accuracy":  # of 20 images, each person with a chance of its own
+        return rng.binomial(20, rng.beta(2, 2, size)) / 20, 0.5
+    if shape == "rare success":
+        return rng.binomial(20, rng.beta(0.5, 2, size)) / 20, 0.2
+    if shape == "recall of two":  # 0, a half or 1: two training images
+        return rng.binomial(2, rng.beta(1, 1, size)) / 2, 0.5
+    return rng.lognormal(0, 0.5, size), float(np.exp(0.125))  # a distance: positive, with a long tail
+
+
+SHAPES = ("normal", "accuracy", "rare success", "recall of two", "distance")
+
+
+def coverage(shape: str, n: int, *, trials: int = 3000) -> float:
+    """How often the 95 % interval over n identities holds the true mean."""
+    values, truth = drawn(shape, (trials, n), np.random.default_rng(7))
+    low, high = percentiles(values, seed=1, level=0.95, resamples=1000)
+    return float(np.mean((low <= truth) & (truth <= high)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_over_sixty_identities_intervals_cover_the_truth_as_often_as_they_say(shape: str) -> None:
+    assert 0.92 <= coverage(shape, 60) <= 0.98
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ten_identities_are_the_fewest_over_which_intervals_still_nearly_hold(shape: str) -> None:
+    assert 0.90 <= coverage(shape, 10) <= 0.98
+
+
+def test_below_ten_identities_an_interval_would_promise_too_much() -> None:
+    """Why there is none."""
+    assert min(coverage(shape, 5) for shape in SHAPES) < 0.9
+
+
+def test_what_is_simulated_is_what_is_printed() -> None:
+    values = np.random.default_rng(3).standard_normal((4, 25))
+    low, high = percentiles(values, seed=5, level=0.9, resamples=500)
+    for row, bounds in enumerate(zip(low, high, strict=True)):
+        interval = bootstrap_mean(values[row], seed=5, level=0.9, resamples=500)
+        assert (interval.low, interval.high) == pytest.approx(bounds, abs=1e-12)
+
+
+def test_many_identities_are_drawn_in_parts_of_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(3).standard_normal(300)
+    whole = bootstrap_mean(values, seed=0)
+    monkeypatch.setattr(intervals, "_ENTRIES", 300 * 64)
+    assert bootstrap_mean(values, seed=0) == whole
 
 
 def test_fewer_than_ten_identities_get_a_reason_instead_of_an_interval() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import io
 import re
 from functools import cache
@@ -30,7 +31,7 @@ from pogdiff_cli.report.content import (
     ReportData,
     RunReport,
 )
-from pogdiff_cli.report.curves import smoothed
+from pogdiff_cli.report.curves import _flatten, embedding_map, loss_curves, smoothed
 from pogdiff_cli.report.numbers import count, decimals, interval, number, p_value
 from pogdiff_cli.report.page import render, render_html
 from pogdiff_cli.report.pictures import side_for, thumbnailer
@@ -193,6 +194,55 @@ def test_every_picture_is_inside_decodes_and_is_described(html: str) -> None:
         assert image["alt"]
     unreadable = [a for a in page.all("span") if (a.get("aria-label") or "").endswith("unreadable")]
     assert len(unreadable) == 4
+
+
+def test_tables_can_be_taken_along_and_stay_inert(html: str) -> None:
+    files = {
+        a["download"]: base64.b64decode((a["href"] or "").partition(",")[2]).decode()
+        for a in Page(html).all("a")
+        if "download" in a
+    }
+    assert set(files) == {"scores.csv", "identities.csv", "recall.csv", "scores.tex"}
+    for name in ("scores.csv", "identities.csv", "recall.csv"):
+        cells = [cell for row in csv.reader(io.StringIO(files[name])) for cell in row]
+        assert cells == [inert(cell) for cell in cells]
+    assert f"'{HOSTILE[1]}" in files["identities.csv"]
+    assert files["scores.tex"].startswith(r"\begin{tabular}")
+
+
+def test_the_page_says_what_stands_in_place_of_an_interval(html: str) -> None:
+    text = " ".join(Page(html).text.split())
+    assert "A group of fewer than 10 identities has none" in text
+    assert "2 identities, 2 to 3 training images, scored on 7 generated images each" in text
+
+
+def test_what_others_look_like_lies_behind_the_map() -> None:
+    """A map of one real image, two generated ones and three of other people: six marks."""
+    rng = np.random.default_rng(0)
+    plain = EmbeddingMap(identity="a", extractor="e", real=rng.random((1, 4)), generated={"x": rng.random((2, 4))})
+    behind = dataclasses.replace(plain, others=rng.random((3, 4)))
+    marks = [embedding_map(data, "A", ["x"]).svg.count("<use ") for data in (plain, behind)]
+    assert marks[1] == marks[0] + 3
+    assert "real images of others" in embedding_map(behind, "A", ["x"]).caption
+    assert "principal component 1" in embedding_map(behind, "A", ["x"]).svg
+
+
+def test_positions_on_the_map_keep_distances_of_points_in_a_plane() -> None:
+    """Unit vectors on a circle lie in a plane: two components lose nothing."""
+    angle = np.linspace(0, 3, 9)
+    rows = np.stack([np.cos(angle), np.sin(angle), np.zeros(9), np.zeros(9)], axis=1) * np.arange(1, 10)[:, None]
+    names, flat = _flatten(rows)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    gaps = [np.linalg.norm(x[:, None] - x[None], axis=2) for x in (unit, flat)]
+    assert gaps[1] == pytest.approx(gaps[0], abs=1e-12)
+    assert len(names) == 2
+
+
+def test_validation_losses_have_a_figure_a_group() -> None:
+    points = tuple(LossPoint(step=s, parts={"denoise": 1.0, "validation, few": s / 10}) for s in (1, 2, 3))
+    plots = loss_curves([RunReport(name="x", method="y", losses=points)])
+    assert [plot.title for plot in plots] == ["Loss: denoise", "Loss: validation, few"]
+    assert "not trained on" in plots[1].caption
 
 
 def test_figures_are_described_and_take_the_colours_of_the_page(html: str) -> None:

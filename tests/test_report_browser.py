@@ -25,6 +25,9 @@ addEventListener("load", () => {
     overflow: root.scrollWidth - root.clientWidth, wide: wide.map((e) => e.tagName + "." + e.className),
     images: images.length, complete: images.filter((i) => i.complete && i.naturalWidth > 0).length,
     scripted: page.title === "scripted",
+    spilling: [...page.querySelectorAll("td, th, dt, dd, p, figcaption, .card")].filter(
+      (e) => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0).map((e) => e.textContent),
+    unlabelled: [...page.querySelectorAll("svg")].filter((e) => e.querySelectorAll("text").length < 2).length,
     ground: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
     text: frame.contentWindow.getComputedStyle(page.body).color,
     smallest: Math.min(...[...page.querySelectorAll("svg text")].map((t) => t.getBoundingClientRect().height)),
@@ -41,9 +44,9 @@ def browser() -> str:
     return found
 
 
-def opened(folder: Path, width: int, theme: str) -> dict[str, object]:
+def opened(folder: Path, width: int, theme: str, page: str | None = None) -> dict[str, object]:
     """What the page looks like from outside: an inert frame of the width, measured by a script beside it."""
-    html = render_html(report()).replace('<html lang="en">', f'<html lang="en" data-theme="{theme}">')
+    html = (page or render_html(report())).replace('<html lang="en">', f'<html lang="en" data-theme="{theme}">')
     (folder / "report.html").write_text(html, encoding="utf-8")
     frame = f'<iframe src="report.html" style="width:{width}px;height:900px;border:0"></iframe>'
     (folder / "probe.html").write_text(f"<!doctype html>{frame}{_PROBE}", encoding="utf-8")
@@ -75,7 +78,19 @@ def test_the_page_fits_and_all_pictures_arrive(tmp_path: Path, width: int) -> No
     assert found["overflow"] == 0, found["wide"]
     assert found["wide"] == []
     assert found["images"] == found["complete"] == 24
-    assert not found["scripted"]
+    assert found["spilling"] == []
+    assert found["unlabelled"] == 0
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("escaped", [True, False])
+def test_names_that_are_scripts_do_nothing_even_without_the_pages_policy(tmp_path: Path, escaped: bool) -> None:
+    """The names try to change the title. Unescaped, for comparison, they would succeed."""
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render_html(report()))
+    html = html.replace("alert(1)", "document.title=String.fromCharCode(115,99,114,105,112,116,101,100)")
+    assert html.count("fromCharCode") > 20
+    found = opened(tmp_path, 1280, "light", html if escaped else unescape(html))
+    assert found["scripted"] == (not escaped)
 
 
 @pytest.mark.browser

@@ -72,9 +72,18 @@ def test_two_runs_are_compared_and_reported(project: TinyProject) -> None:
     groups = {group["group"]: group for group in json.loads(verdict.out)["comparison"]["groups"]}
     assert groups["few"]["verdict"] == "inconclusive"  # two identities prove nothing
 
-    page = project("report")
+    log = Path(project.root) / "runs/pogdiff/metrics.jsonl"
+    with log.open("a") as file:
+        file.write(json.dumps({"step": 6, "validation_loss_few": 0.5, "validation_loss_many": 0.25}) + "\n")
+    page = project("report", "--paper")
     assert page.status == 0, page.err
     html = (Path(project.root) / "report.html").read_text()
+    assert html.count("Embedding map: ") == 4  # two of the few, one of each other group
+    assert "Loss: validation, few" in html
+    assert "Loss: validation, medium" not in html
+    assert "AgeDB-IT2I-L" in html
+    shown = project.command("compare", "-C", project.root, "--groups", "few", "--json")
+    assert {value["run"] for value in json.loads(shown.out)["values"]} == {"vanilla", "pogdiff"}
     assert "vanilla" in html
     assert "data:image/" in html
     assert "http://" not in html.replace("http://www.w3.org", "")
@@ -145,3 +154,20 @@ def test_images_of_several_aspects_train_in_their_buckets_and_inspect_counts_the
     assert trained.status == 0, trained.err
     exposure = json.loads((project.root / "runs/pogdiff/exposure.json").read_text())
     assert sum(exposure.values()) == 6 * 4
+
+
+def test_the_tail_may_be_sampled_and_scored_on_more_images_than_the_rest(project: TinyProject) -> None:
+    paper = project.configure("sample.few_images_per_identity=3", "evaluate.few_images_per_identity=3")
+    for command in (("train", "--method", "vanilla"), ("evaluate", "--metrics", "recall,identity")):
+        ended = paper(*command)
+        assert ended.status == 0, ended.err
+    root = Path(paper.root)
+    drawn = sorted(
+        len(list(folder.glob("*.png"))) for folder in (root / "runs/vanilla/samples").iterdir() if folder.is_dir()
+    )
+    assert drawn == [2, 2, 3, 3]
+    scores = json.loads((root / "runs/vanilla/evaluation/scores.json").read_text())
+    images = {group: (found["fewest_images"], found["most_images"]) for group, found in scores["groups"].items()}
+    assert images == {"all": (2, 2), "many": (2, 2), "medium": (2, 2), "few": (3, 3)}
+    assert {entry["generated"] for entry in scores["few_per_identity"]} == {3}
+    assert [point[0] for point in scores["curves"]["recall"]["few"]] == [1, 2, 3]

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.metrics.columns import score_columns
 from pogdiff_cli.metrics.compare import Comparison, compare
 from pogdiff_cli.metrics.gates import check_gates, parse_gates
 from pogdiff_cli.metrics.inputs import ExtractorInfo, FeatureSet, IdentityFeatures, ScoreSettings, Shot
 from pogdiff_cli.metrics.registry import METRICS, REQUESTS, computed_by
 from pogdiff_cli.metrics.scores import Scores, read_scores
-from pogdiff_cli.metrics.scoring import score
 
 ALL = ("fid", "kid", "prdc", "dino", "recall", "identity", "bleed", "copy")
 FACE = {"face": ExtractorInfo(name="dlib", digest="sha256:0", dim=16)}
@@ -60,7 +60,7 @@ def scored(
     **changes: Any,
 ) -> Scores:
     settings = ScoreSettings(extractor_of=dict.fromkeys(requests, "face"), resamples=1000)
-    return score(
+    return score_columns(
         identities,
         run=changes.pop("run", "run"),
         method="vanilla",
@@ -140,6 +140,47 @@ def test_equal_numbers_of_images_are_scored_by_default() -> None:
     assert [e.generated for e in scored(identities, images_per_identity=3).per_identity] == [3, 3, 3, 3]
     with pytest.raises(PogdiffError, match="fewer than 9"):
         scored(identities, images_per_identity=9)
+
+
+def test_the_tail_may_be_scored_on_a_number_of_images_of_its_own(tmp_path: Path) -> None:
+    """The paper's columns: few-shot on more images than all-shot. Each is what scoring on its number alone gives."""
+    identities = people(tails=12, heads=3, images=9, tail_error=0.6)
+    both = scored(identities, images_per_identity=3, few_images_per_identity=9)
+    three, nine = (scored(identities, images_per_identity=n) for n in (3, 9))
+    assert both.groups["all"] == three.groups["all"]
+    assert both.groups["many"] == three.groups["many"]
+    assert both.groups["few"] == nine.groups["few"] != three.groups["few"]
+    assert both.recall_curve["few"] == nine.recall_curve["few"]
+    assert both.per_identity == three.per_identity
+    assert both.members("few") == nine.members("few")
+    assert [both.groups[group].most_images for group in ("all", "few")] == [3, 9]
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(both.to_json()))
+    assert read_scores(path) == both
+
+
+def test_the_verdict_on_the_tail_is_drawn_from_the_tails_own_column() -> None:
+    """The model fails from the fourth seed on: all-shot on three images shows nothing, few-shot on nine does."""
+    before, after = people(tails=12, heads=3, images=9), people(tails=12, heads=3, images=9)
+    strangers = [(i + 5) % 15 for i in range(15)]
+    for i, identity in enumerate(before):
+        fake = identity.features["face"].fake.copy()
+        fake[3:] = after[strangers[i]].features["face"].fake[3:]
+        before[i] = with_fake(identity, fake)
+    columns = {"images_per_identity": 3, "few_images_per_identity": 9}
+    result = compare(scored(before, **columns), scored(after, **columns))
+    assert {group.group: group.verdict for group in result.groups} == {
+        "few": "improved",
+        "many": "inconclusive",
+        "all": "inconclusive",
+    }
+    with pytest.raises(PogdiffError, match="few_images_per_identity"):
+        compare(scored(before, **columns), scored(after, images_per_identity=3))
+
+
+def test_too_few_images_for_the_tails_column_are_said_so() -> None:
+    with pytest.raises(PogdiffError, match="10 identities have fewer than 9 generated images"):
+        scored(people(), images_per_identity=3, few_images_per_identity=9)
 
 
 @pytest.mark.parametrize(("no_face", "expected"), [("wrong", 0.5), ("excluded", 1.0)])

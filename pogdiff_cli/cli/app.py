@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pogdiff_cli import __version__
-from pogdiff_cli.cli import project_commands, stage_commands
+from pogdiff_cli.cli import compare_command, project_commands, stage_commands
 from pogdiff_cli.cli.export_command import export
 from pogdiff_cli.cli.options import Session
 from pogdiff_cli.errors import Exit, PogdiffError, Stopped
@@ -47,7 +47,13 @@ def cli() -> None:
     """
 
 
-for command in (*project_commands.BEFORE, *stage_commands.COMMANDS, export, *project_commands.AFTER):
+for command in (
+    *project_commands.BEFORE,
+    *stage_commands.COMMANDS,
+    export,
+    compare_command.compare,
+    *project_commands.AFTER,
+):
     cli.add_command(command)
 
 

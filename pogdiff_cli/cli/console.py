@@ -53,6 +53,10 @@ class Display:
         if self.json_output:
             sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
+    def text(self, content: str) -> None:
+        """A whole document, as it is: for a file or another program."""
+        sys.stdout.write(content)
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; left out with --json. Columns after the first are aligned right."""
         if self.json_output or self.verbosity < 0:

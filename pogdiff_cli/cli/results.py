@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.markup import escape
 
 from pogdiff_cli.cli.console import Display
+from pogdiff_cli.report.tables import group_table, group_title
 
 if TYPE_CHECKING:
-    from pogdiff_cli.metrics.compare import Comparison
+    from pogdiff_cli.metrics.compare import Comparison, Difference
     from pogdiff_cli.metrics.gates import GateResult
+    from pogdiff_cli.stages.compare import Selection
     from pogdiff_cli.stages.context import Result
 
 _MARKS = {"done": "[green]done[/]", "up to date": "[dim]up to date[/]", "planned": "[yellow]would run[/]"}
@@ -44,14 +46,42 @@ def show_comparison(display: Display, comparison: Comparison) -> None:
                 _number(difference.candidate),
                 _number(difference.improvement, sign=True),
                 _interval(difference.low, difference.high),
+                _p(difference),
                 difference.outcome,
             )
             for difference in group.differences
         ]
-        columns = ("metric", comparison.baseline, comparison.candidate, "better by", "95 % interval", "")
+        columns = (
+            "metric",
+            comparison.baseline,
+            comparison.candidate,
+            "better by",
+            f"{100 * comparison.level:g} % interval",
+            "p",
+            "",
+        )
         display.table("", columns, rows)
     for caution in comparison.cautions:
         display.say(caution)
+
+
+def show_side_by_side(display: Display, selection: Selection) -> None:
+    """A table for each group, then what can be said of each run against the first."""
+    runs = selection.runs
+    shown = [group for group in ("few", "medium", "many", "all") if any(group in scores.groups for scores in runs)]
+    for group in shown:
+        table = group_table(runs, group)
+        stacked = [[cell.replace(" [", "\n[").replace(" (seeds", "\n(seeds") for cell in row] for row in table.rows]
+        display.table(group_title(runs, group), table.header, stacked)
+        display.line("")
+    display.line("[dim]\\[low, high]: interval over identities; seeds +/-: standard error over seeds.[/]")
+    for comparison in selection.comparisons:
+        said = [f"{each.headline} ({each.reason})" for each in comparison.groups if each.group in shown]
+        display.line(escape(f"{comparison.candidate} against {comparison.baseline}: {'; '.join(said)}"))
+        for caution in comparison.cautions:
+            display.say(caution)
+    for reason in selection.apart:
+        display.line(escape(reason))
 
 
 def show_gates(display: Display, results: Sequence[GateResult]) -> bool:
@@ -88,6 +118,12 @@ def _number(value: float | None, *, sign: bool = False) -> str:
     if value is None:
         return "n/a"
     return f"{value:+.3f}" if sign else f"{value:.3f}"
+
+
+def _p(difference: Difference) -> str:
+    """Adjusted by Holm where the metric may decide."""
+    p = difference.p if difference.p_adjusted is None else difference.p_adjusted
+    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -162,14 +162,16 @@ def evaluate(
 @stage_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write the page.")
 @click.option("--baseline", help="The run that others are compared with. Default: vanilla.")
+@click.option("--paper", is_flag=True, help="Add what the paper prints, apart from what was measured here.")
 @click.pass_obj
-def report(session: Session, /, output: Path | None, baseline: str | None, **options: Any) -> None:
+def report(session: Session, /, output: Path | None, baseline: str | None, paper: bool, **options: Any) -> None:
     """Write one page with tables, pictures and provenance."""
     context = make_context(session, options)
     from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import report as stage
 
-    show_results(session.display, [stage.run(context, output=output, baseline=baseline)])
+    printed: Literal["with", "without"] = "with" if paper else "without"
+    show_results(session.display, [stage.run(context, output=output, baseline=baseline, paper=printed)])
 
 
 @click.command()

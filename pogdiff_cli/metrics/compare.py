@@ -18,7 +18,15 @@ from pogdiff_cli.metrics.scores import GROUPS, Scores
 Outcome = Literal["better", "worse", "inconclusive"]
 Verdict = Literal["improved", "regressed", "inconclusive"]
 PART = {"few": "tail", "medium": "middle", "many": "head", "all": "whole set"}
-_SAME = ("true_set", "images_scored", "recall_threshold", "copy_threshold", "nearest_k", "no_face")
+_SAME = (
+    "true_set",
+    "images_scored",
+    "few_images_per_identity",
+    "recall_threshold",
+    "copy_threshold",
+    "nearest_k",
+    "no_face",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +196,7 @@ def _verdict(pair: _Pair, group: str) -> GroupVerdict:
     elif identities < pair.options["least"]:
         reason = next((d.reason for d in differences if d.reason), "too few identities")
     else:
-        reason = "no deciding metric changed by more than its uncertainty"
+        reason = _unclear([d for d in differences if d.decides])
     headline = f"{PART[group]} {verdict}"
     return GroupVerdict(
         group=group,
@@ -200,10 +208,20 @@ def _verdict(pair: _Pair, group: str) -> GroupVerdict:
     )
 
 
+def _unclear(deciding: Sequence[Difference]) -> str:
+    """Why nothing is better or worse: the interval holds zero, or it does not and the permutation test disagrees."""
+    off_zero = [d.label for d in deciding if d.low is not None and d.high is not None and (d.low > 0 or d.high < 0)]
+    if not off_zero:
+        return "no deciding metric changed by more than its uncertainty"
+    return f"the interval of {', '.join(off_zero)} leaves zero, but the permutation test does not exclude chance"
+
+
 def _difference(pair: _Pair, group: str, metric: str) -> Difference:
     """Before the adjustment of p: its outcome is filled in by ``_judge``."""
-    before = {e.identity: e.metrics[metric] for e in pair.baseline.per_identity if group in ("all", e.shot)}
-    after = {e.identity: e.metrics[metric] for e in pair.candidate.per_identity}
+    before, after = (
+        {entry.identity: entry.metrics[metric] for entry in scores.members(group)}
+        for scores in (pair.baseline, pair.candidate)
+    )
     pairs = {key: (value, after[key]) for key, value in before.items()}
     paired = {key: (a, b) for key, (a, b) in pairs.items() if a is not None and b is not None}
     first = np.array([a for a, _ in paired.values()], dtype=np.float64)

@@ -54,6 +54,7 @@ class ScoreSettings:
     extractor_of: Mapping[str, str]  # requested metric -> extractor key, in the order they were asked for
     true_set: Literal["heldout", "exact"] = "heldout"  # exact: all images of the identity (App. B)
     images_per_identity: int | Literal["equal", "all"] = "equal"  # equal: as many as the identity with the fewest
+    few_images_per_identity: int | None = None  # of the group few where it has a number of its own (Sec. 4.1: 500)
     recall_threshold: float = 0.9  # App. E
     copy_threshold: float = 0.98
     nearest_k: int = 5  # Naeem 2020
@@ -108,17 +109,27 @@ def images_scored(identities: Mapping[str, IdentityFeatures], settings: ScoreSet
     """How many generated images of each identity are scored, the first ones in the order of the seeds."""
     available = {key: len(identity.seeds) for key, identity in identities.items()}
     if settings.images_per_identity == "all":
-        return available
-    if settings.images_per_identity == "equal":
-        generated = [count for count in available.values() if count]
-        limit = min(generated, default=0)
+        counts = available
+    elif settings.images_per_identity == "equal":
+        fewest = min((count for count in available.values() if count), default=0)
+        counts = {key: min(count, fewest) for key, count in available.items()}
     else:
-        limit = settings.images_per_identity
-        short = [key for key, count in available.items() if count < limit]
-        if short:
-            raise PogdiffError(
-                f"{len(short)} identities have fewer than {limit} generated images, {short[0]!r} among them.",
-                hint="Sample more images, or lower the number scored per identity.",
-                exit_code=Exit.MISSING,
-            )
-    return {key: min(count, limit) for key, count in available.items()}
+        counts = _exactly(available, settings.images_per_identity)
+    limit = settings.few_images_per_identity
+    if limit is None:
+        return counts
+    tail = {key: count for key, count in available.items() if identities[key].shot == "few"}
+    return {**counts, **_exactly(tail, limit)}
+
+
+def _exactly(available: Mapping[str, int], limit: int) -> dict[str, int]:
+    """So many of each, or the refusal to score fewer."""
+    short = [key for key, count in available.items() if count < limit]
+    if short:
+        who = "1 identity has" if len(short) == 1 else f"{len(short)} identities have"
+        raise PogdiffError(
+            f"{who} fewer than {limit} generated images, {short[0]!r} among them.",
+            hint="Sample more images, or lower the number scored per identity.",
+            exit_code=Exit.MISSING,
+        )
+    return dict.fromkeys(available, limit)

@@ -15,6 +15,7 @@ LEAST_IDENTITIES = 10  # fewer make a bootstrap interval that is too narrow to b
 METHOD = "bootstrap over identities"
 _EXACT_UP_TO = 14  # 2^14 sign patterns are enumerated; beyond that they are drawn
 _DRAWS = 20_000
+_ENTRIES = 4_000_000  # of a matrix of draws held at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +47,7 @@ def bootstrap_mean(
     resamples: int = 4000,
     least: int = LEAST_IDENTITIES,
 ) -> Interval:
-    """Expanded percentile interval of the mean of values (n,), identities drawn with replacement.
-
-    The plain percentile interval is too narrow for small n: its tail mass alpha / 2 is replaced by
-    Phi(sqrt(n / (n - 1)) t_{n-1}(alpha / 2)) (Hesterberg 2015), which gives Student's width where the data
-    are normal and keeps the bootstrap's asymmetry where they are not.
-    """
+    """Interval of the mean of values (n,), identities drawn with replacement; none where n < ``least``."""
     data = np.asarray(values, dtype=np.float64)
     n = len(data)
     if n == 0:
@@ -59,10 +55,22 @@ def bootstrap_mean(
     mean = float(data.mean())
     if n < least:
         return Interval(value=mean, low=None, high=None, n=n, method=None, reason=too_few(n, least))
-    tail = float(stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1)))
-    means = _resampled_means(data, seed=seed, resamples=resamples)
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = percentiles(data, seed=seed, level=level, resamples=resamples)
     return Interval(value=mean, low=float(low), high=float(high), n=n, method=METHOD, reason=None)
+
+
+def percentiles(values: Array, *, seed: int, level: float, resamples: int) -> Array:
+    """Expanded percentile intervals of means: values (..., n) -> (2, ...), the same draws for every row.
+
+    The plain percentile interval is too narrow for small n: its tail mass alpha / 2 is replaced by
+    Phi(sqrt(n / (n - 1)) t_{n-1}(alpha / 2)) (Hesterberg 2015), which gives Student's width where the data
+    are normal and keeps the bootstrap's asymmetry where they are not.
+    """
+    n = values.shape[-1]
+    tail = float(stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1)))
+    means = _resampled_means(values, seed=seed, resamples=resamples)
+    bounds: Array = np.quantile(means, [tail, 1 - tail], axis=-1)
+    return bounds
 
 
 def too_few(n: int, least: int = LEAST_IDENTITIES) -> str:
@@ -105,8 +113,7 @@ def sign_flip_p(differences: Sequence[float] | Array, *, seed: int) -> float:
         bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1  # (2^n, n)
         sums = (1.0 - 2.0 * bits) @ data
         return float(np.mean(np.abs(sums) >= observed - slack))
-    flips = np.random.default_rng(seed).integers(0, 2, size=(_DRAWS, n), dtype=np.int8)
-    sums = (1.0 - 2.0 * flips) @ data
+    sums = data.sum() - 2.0 * (_coins(_DRAWS, n, seed=seed) @ data)
     return float((np.sum(np.abs(sums) >= observed - slack) + 1) / (_DRAWS + 1))
 
 
@@ -129,9 +136,22 @@ def jackknife_spread(leave_out: Sequence[float]) -> float | None:
     return float(np.sqrt((len(values) - 1) * values.var()))
 
 
-def _resampled_means(data: Array, *, seed: int, resamples: int) -> npt.NDArray[np.float64]:
-    """(n,) -> (resamples,) means of n values drawn with replacement."""
-    n = len(data)
-    drawn = np.random.default_rng(seed).integers(0, n, size=(resamples, n))
-    means: Array = data[drawn].mean(axis=1)
+def _resampled_means(values: Array, *, seed: int, resamples: int) -> Array:
+    """(..., n) -> (..., resamples) means of n values drawn with replacement."""
+    n = values.shape[-1]
+    draw = np.random.default_rng(seed)
+    means = np.empty((*values.shape[:-1], resamples))
+    block = max(1, _ENTRIES // n)
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = draw.integers(0, n, size=(size, n)) + n * np.arange(size)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)  # each value's part in each mean
+        means[..., start : start + size] = values @ (times.T / n)
     return means
+
+
+def _coins(rows: int, n: int, *, seed: int) -> npt.NDArray[np.float64]:
+    """(rows, n) of zeros and ones."""
+    columns = -(-n // 8)
+    drawn = np.frombuffer(np.random.default_rng(seed).bytes(rows * columns), dtype=np.uint8)
+    return np.unpackbits(drawn.reshape(rows, columns), axis=1)[:, :n].astype(np.float64)

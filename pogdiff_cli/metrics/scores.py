@@ -9,8 +9,9 @@
                        "heldout_count": int, "generated": int, "confused_with": str | null,
                        "missing": {extractor key: {"train": int, "heldout": int, "generated": int}},
                        "metrics": {metric: float | null}, "reasons": {metric: str}}],
+     "few_per_identity": [the same for the group few, where it is scored on a number of images of its own],
      "groups": {"all" | "many" | "medium" | "few":
-                {"identities": int,
+                {"identities": int, "fewest_images": int, "most_images": int,
                  "metrics": {metric: {"value": float | null, "low": float | null, "high": float | null,
                                       "n": int, "method": str | null, "reason": str | null,
                                       "seed_spread": float | null}}}},
@@ -66,6 +67,8 @@ class GroupScores:
 
     identities: int
     metrics: Mapping[str, GroupValue]
+    fewest_images: int | None = None  # generated images of an identity that are scored
+    most_images: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,13 @@ class Scores:
     groups: Mapping[str, GroupScores]
     recall_curve: Mapping[str, tuple[tuple[int, float], ...]]
     judge: Mapping[str, Any] = field(default_factory=dict)  # who judged, and how many answers are no score
+    few_per_identity: tuple[IdentityScores, ...] = ()  # of the group few, where it is scored on other images
+
+    def members(self, group: str) -> tuple[IdentityScores, ...]:
+        """The identities whose values a group is the mean of."""
+        if group == "few" and self.few_per_identity:
+            return self.few_per_identity
+        return tuple(entry for entry in self.per_identity if group in ("all", entry.shot))
 
     def to_json(self) -> dict[str, Any]:
         """The schema above, ready for ``json.dumps(..., allow_nan=False)``."""
@@ -116,6 +126,7 @@ class Scores:
             "schema": SCHEMA,
             **body,
             "per_identity": list(body["per_identity"]),
+            "few_per_identity": list(body["few_per_identity"]),
             "curves": {"recall": curve},
         }
 
@@ -165,6 +176,8 @@ def _read(body: Mapping[str, Any]) -> Scores:
             group: GroupScores(
                 identities=entry["identities"],
                 metrics={name: GroupValue(**value) for name, value in entry["metrics"].items()},
+                fewest_images=entry.get("fewest_images"),
+                most_images=entry.get("most_images"),
             )
             for group, entry in body["groups"].items()
         },
@@ -173,6 +186,7 @@ def _read(body: Mapping[str, Any]) -> Scores:
             for group, points in body["curves"]["recall"].items()
         },
         judge=body.get("judge", {}),
+        few_per_identity=tuple(_read_identity(entry) for entry in body.get("few_per_identity", ())),
     )
 
 

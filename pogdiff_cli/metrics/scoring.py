@@ -174,7 +174,7 @@ def _group(
 ) -> GroupScores:
     members = {identity.identity for identity in inside}
     settings = task.settings
-    few = len(inside) < settings.least_identities
+    few = len(inside) <= settings.least_identities
     spreads = seed_spreads(inside, task) if few else {}
     if few and judged:
         spreads["judge"] = judged.seed_spread([identity.identity for identity in inside])
@@ -191,7 +191,8 @@ def _group(
         if not interval.n:
             interval = dataclasses.replace(interval, reason=_commonest(name, members, scored))
         values[name] = GroupValue(**dataclasses.asdict(interval), seed_spread=spreads.get(name))
-    return GroupScores(identities=len(inside), metrics=values)
+    images = [task.counts[identity.identity] for identity in inside]
+    return GroupScores(identities=len(inside), metrics=values, fewest_images=min(images), most_images=max(images))
 
 
 def _commonest(metric: str, members: set[str], scored: Sequence[IdentityScores]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -144,6 +144,7 @@ class SampleConfig(Section):
 
     prompt: str = "An image of {name}."  # Sec. 4.1
     images_per_identity: int = Field(100, ge=1)  # Sec. 4.1, all-shot
+    few_images_per_identity: int | None = Field(None, ge=1)  # Sec. 4.1: 500, few-shot
     num_inference_steps: int = Field(50, ge=1)  # Sec. 4.1
     guidance_scale: float | None = Field(None, ge=0)  # None: the family's own
     true_cfg_scale: float = Field(1.0, ge=1)
@@ -169,6 +170,8 @@ class EvaluateConfig(Section):
     recall_threshold: float = Field(0.9, gt=0, lt=1)  # App. E
     copy_threshold: float = Field(0.98, gt=0, lt=1)
     true_set: Literal["heldout", "exact"] = "exact"  # Sec. 4.1: all images of the identity
+    images_per_identity: Literal["equal", "all"] | Annotated[int, Field(ge=1, strict=True)] = "equal"
+    few_images_per_identity: int | None = Field(None, ge=1)  # Sec. 4.1: 500, few-shot
     bootstrap: int = Field(2000, ge=100)
     gates: dict[str, str | float] = Field(
         default_factory=dict, json_schema_extra=OPERATIONAL

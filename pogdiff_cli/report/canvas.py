@@ -84,6 +84,7 @@ def axes(width: float = 4.6, height: float = 2.9) -> Iterator[tuple[Figure, Axes
 
 def to_svg(figure: Figure, alt: str) -> Markup:
     """The figure as an element for the page: no header, metadata or address. To be called inside ``axes``."""
+    assert all(ax.get_xlabel() and ax.get_ylabel() for ax in figure.axes), "every axis says what it measures"
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()

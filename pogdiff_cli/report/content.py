@@ -66,6 +66,7 @@ class EmbeddingMap:
     extractor: str
     real: Array
     generated: Mapping[str, Array]  # by run name
+    others: Array | None = None  # real images of other identities (o, d): whom a wrong image resembles
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pogdiff_cli.metrics.registry import METRICS
+from pogdiff_cli.metrics.scores import Scores
 from pogdiff_cli.report import curves, plots
 from pogdiff_cli.report.canvas import MARKERS, RUN_COLOURS, Plot
 from pogdiff_cli.report.content import ReportData, RunReport
@@ -21,7 +22,7 @@ from pogdiff_cli.report.galleries import galleries, pictures_shown
 from pogdiff_cli.report.numbers import count, decimals, number, share_decimals
 from pogdiff_cli.report.pictures import side_for, thumbnailer
 from pogdiff_cli.report.raters import human_tables
-from pogdiff_cli.report.tables import identity_table, scores_table, to_csv
+from pogdiff_cli.report.tables import identity_table, recall_table, scores_table, summary_table, to_csv, to_latex
 from pogdiff_cli.report.views import group_tables, headline, ranked
 
 _SIGNS = {"o": "\u25cf", "s": "\u25a0", "^": "\u25b2", "D": "\u25c6", "v": "\u25bc", "P": "\u271a"}
@@ -91,16 +92,12 @@ def _context(report: ReportData) -> dict[str, Any]:
         ],
         "identity_columns": [METRICS[name].title for name in metrics[:_DECIDING_SHOWN]],
         "identity_rows": _identity_rows(report, metrics[:_DECIDING_SHOWN]),
-        "extractors": {key: info for scores in scored for key, info in scores.extractors.items()},
+        "extractors": list({info.digest: info for scores in scored for info in scores.extractors.values()}.values()),
         "faceless": _faceless(report.runs),
         "settings": _settings(report),
         "human": human_tables(report.runs),
-        "csv": {
-            "scores.csv": _data_uri(to_csv(scores_table(scored))),
-            "identities.csv": _data_uri(to_csv(identity_table(scored))),
-        }
-        if scored
-        else {},
+        "downloads": _downloads(scored),
+        "least": max((int(scores.settings.get("least_identities", 0)) for scores in scored), default=0),
     }
 
 
@@ -151,8 +148,8 @@ def _by_identity(run: RunReport) -> Mapping[str, Mapping[str, float | None]]:
 
 
 def _faceless(runs: Sequence[RunReport]) -> list[tuple[str, str, int, int]]:
-    """Run, extractor, images without a face, images scored."""
-    return [
+    """Run, extractor, images without a face, images scored; once where two keys name one extractor."""
+    found = [
         (
             run.name,
             info.name,
@@ -163,6 +160,7 @@ def _faceless(runs: Sequence[RunReport]) -> list[tuple[str, str, int, int]]:
         if run.scores
         for key, info in run.scores.extractors.items()
     ]
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,5 +193,18 @@ def _settings(report: ReportData) -> list[SettingRow]:
     return sorted(rows, key=lambda row: not row.differs)
 
 
-def _data_uri(text: str) -> str:
-    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode()).decode("ascii")
+def _downloads(scored: Sequence[Scores]) -> dict[str, str]:
+    """Tables for other programs, by file name."""
+    if not scored:
+        return {}
+    files = {
+        "scores.csv": to_csv(scores_table(scored)),
+        "identities.csv": to_csv(identity_table(scored)),
+        "recall.csv": to_csv(recall_table(scored)),
+        "scores.tex": to_latex(summary_table(scored)),
+    }
+    return {name: _data_uri(text, "csv" if name.endswith(".csv") else "plain") for name, text in files.items()}
+
+
+def _data_uri(text: str, kind: str) -> str:
+    return f"data:text/{kind};charset=utf-8;base64," + base64.b64encode(text.encode()).decode("ascii")

@@ -105,6 +105,7 @@ def metric_by_group(runs: Sequence[RunReport], metric: str) -> Plot | None:
         for place, (index, scores) in enumerate(scored):
             _dots(ax, scores, metric, groups, index=index, offset=(place - (len(scored) - 1) / 2) * 0.2)
         ax.set_yticks(range(len(groups)), groups)
+        ax.set_ylabel("group")
         ax.set_ylim(len(groups) - 0.5, -0.5)
         ax.grid(visible=False, axis="y")
         ax.set_xlabel(f"{METRICS[metric].title}, {info.direction} is better")

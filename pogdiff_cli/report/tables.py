@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pogdiff_cli.metrics.registry import METRICS
-from pogdiff_cli.metrics.scores import GroupValue, Scores
+from pogdiff_cli.metrics.scores import GroupScores, GroupValue, Scores
+from pogdiff_cli.report.numbers import decimals
 
 _GROUPS = ("few", "medium", "many", "all")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -38,6 +39,9 @@ def scores_table(runs: Sequence[Scores]) -> Table:
         "n",
         "seed_spread",
         "note",
+        "images",
+        "extractor",
+        "digest",
     )
     rows = [
         (
@@ -49,6 +53,8 @@ def scores_table(runs: Sequence[Scores]) -> Table:
             scores.metrics[name].label,
             scores.metrics[name].direction,
             *_cells(scores.groups[group].metrics[name]),
+            images_scored(scores.groups[group]),
+            *_extractor(scores, name),
         )
         for scores in runs
         for group in _GROUPS
@@ -56,6 +62,22 @@ def scores_table(runs: Sequence[Scores]) -> Table:
         for name in scores.metrics
     ]
     return Table(header=header, rows=tuple(rows))
+
+
+def images_scored(group: GroupScores) -> str:
+    """Generated images of each identity behind a group's numbers: "8", or "20 to 500" where they differ."""
+    if group.fewest_images is None or group.most_images is None:
+        return ""
+    if group.fewest_images == group.most_images:
+        return str(group.most_images)
+    return f"{group.fewest_images} to {group.most_images}"
+
+
+def _extractor(scores: Scores, metric: str) -> tuple[str, str]:
+    """Name and digest of what a metric's features come from; empty where they come from raters."""
+    key = scores.metrics[metric].extractor
+    info = scores.extractors.get(key) if key else None
+    return (info.name, info.digest) if info else ("", "")
 
 
 def _cells(value: GroupValue) -> tuple[str, ...]:
@@ -70,7 +92,7 @@ def _cells(value: GroupValue) -> tuple[str, ...]:
 
 
 def identity_table(runs: Sequence[Scores]) -> Table:
-    """One row a run and identity, one column a metric."""
+    """One row a run and identity, one column a metric; a second row of the tail where it has a column of its own."""
     names = [name for name in METRICS if any(name in scores.metrics for scores in runs)]
     header = (
         "run",
@@ -85,7 +107,7 @@ def identity_table(runs: Sequence[Scores]) -> Table:
     )
     rows = []
     for scores in runs:
-        for entry in scores.per_identity:
+        for entry in (*scores.per_identity, *scores.few_per_identity):
             values = [entry.metrics.get(name) for name in names]
             rows.append(
                 (
@@ -105,24 +127,53 @@ def identity_table(runs: Sequence[Scores]) -> Table:
 
 def summary_table(runs: Sequence[Scores]) -> Table:
     """For reading: one row a group and metric, one column a run, "0.58 [0.45, 0.70]"."""
-    names = [name for name in METRICS if any(name in scores.metrics for scores in runs)]
-    rows = []
-    for group in _GROUPS:
-        for name in names:
-            found = [scores.groups[group].metrics.get(name) if group in scores.groups else None for scores in runs]
-            if any(found):
-                label = next(scores.metrics[name].label for scores in runs if name in scores.metrics)
-                rows.append((group, label, *(_readable(value) for value in found)))
+    rows = [
+        (group, *row)
+        for group in _GROUPS
+        if any(group in s.groups for s in runs)
+        for row in group_table(runs, group).rows
+    ]
     return Table(header=("group", "metric", *(scores.run for scores in runs)), rows=tuple(rows))
 
 
-def _readable(value: GroupValue | None) -> str:
+def group_table(runs: Sequence[Scores], group: str) -> Table:
+    """The rows of one group."""
+    rows = []
+    for name in (name for name in METRICS if any(name in scores.metrics for scores in runs)):
+        found = [scores.groups[group].metrics.get(name) if group in scores.groups else None for scores in runs]
+        if any(found):
+            labels = dict.fromkeys(scores.metrics[name].label for scores in runs if name in scores.metrics)
+            digits = max(3, decimals([value.value for value in found if value]))
+            rows.append((" or ".join(labels), *(_readable(value, digits) for value in found)))
+    return Table(header=("metric", *(scores.run for scores in runs)), rows=tuple(rows))
+
+
+def group_title(runs: Sequence[Scores], group: str) -> str:
+    """Such as "few: 10 identities, 8 images each"."""
+    inside = [scores.groups[group] for scores in runs if group in scores.groups]
+    identities = " or ".join(dict.fromkeys(str(found.identities) for found in inside))
+    images = " or ".join(dict.fromkeys(filter(None, map(images_scored, inside))))
+    return f"{group}: {identities} identities" + (f", {images} images each" if images else "")
+
+
+def _readable(value: GroupValue | None, digits: int) -> str:
     if value is None or value.value is None:
         return "n/a"
+    spread = "" if value.seed_spread is None else f" (seeds +/- {value.seed_spread:.{digits}f})"
     if value.low is not None and value.high is not None:
-        return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
-    spread = f" (seeds +/- {value.seed_spread:.3f})" if value.seed_spread is not None else ""
-    return f"{value.value:.3f}{spread}"
+        return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]{spread}"
+    return f"{value.value:.{digits}f}{spread}"
+
+
+def recall_table(runs: Sequence[Scores]) -> Table:
+    """Eq. 17 against the number of generated images: one row a run, group and number."""
+    rows = [
+        (scores.run, group, str(images), repr(share))
+        for scores in runs
+        for group in _GROUPS
+        for images, share in scores.recall_curve.get(group, ())
+    ]
+    return Table(header=("run", "group", "images", "recall"), rows=tuple(rows))
 
 
 def to_csv(table: Table) -> str:

@@ -10,6 +10,7 @@ from pogdiff_cli.metrics.registry import METRICS
 from pogdiff_cli.metrics.scores import GroupValue
 from pogdiff_cli.report.content import IdentityReport, ReportData, RunReport
 from pogdiff_cli.report.numbers import MISSING, count, decimals, interval, number, p_value, share_decimals
+from pogdiff_cli.report.tables import images_scored
 
 ORDER = ("few", "medium", "many", "all")
 _RANK = {group: rank for rank, group in enumerate(ORDER)}
@@ -145,9 +146,16 @@ def group_tables(data: ReportData) -> tuple[GroupTable, ...]:
     for group in ORDER:
         inside = [scores.groups[group].identities for scores in scored if scores and group in scores.groups]
         if inside:
-            who = f"{_identities(max(inside))}, {photos(data.identities, group)}"
+            who = f"{_identities(max(inside))}, {photos(data.identities, group)}{_scored(data.runs, group)}"
             tables.append(GroupTable(group=group, title=who, rows=_metric_rows(data.runs, group)))
     return tuple(tables)
+
+
+def _scored(runs: Sequence[RunReport], group: str) -> str:
+    """Such as ", 8 generated images each scored"."""
+    found = [run.scores.groups[group] for run in runs if run.scores and group in run.scores.groups]
+    numbers = " or ".join(dict.fromkeys(filter(None, map(images_scored, found))))
+    return f", scored on {numbers} generated images each" if numbers else ""
 
 
 def _metric_rows(runs: Sequence[RunReport], group: str) -> tuple[MetricRow, ...]:
@@ -180,11 +188,11 @@ def _group_value(run: RunReport, group: str, name: str) -> GroupValue | None:
 def _cell(value: GroupValue | None, digits: int) -> Cell:
     if value is None or value.value is None:
         return Cell(value=MISSING, note=value.reason if value else "not computed")
-    if value.low is not None:
-        return Cell(value=number(value.value, digits), interval=interval(value.low, value.high, digits))
     spread = (
         None if value.seed_spread is None else f"\N{PLUS-MINUS SIGN} {number(value.seed_spread, digits)} over seeds"
     )
+    if value.low is not None:
+        return Cell(value=number(value.value, digits), interval=interval(value.low, value.high, digits), note=spread)
     return Cell(value=number(value.value, digits), note=spread or value.reason)
 
 

@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.metrics.columns import score_columns
 from pogdiff_cli.metrics.compare import Comparison, compare
 from pogdiff_cli.metrics.gates import GateResult, check_gates, parse_gates
 from pogdiff_cli.metrics.inputs import ExtractorInfo, FeatureSet, IdentityFeatures, ScoreSettings
 from pogdiff_cli.metrics.scores import Scores, read_scores
-from pogdiff_cli.metrics.scoring import score
 from pogdiff_cli.models.extractors import Extractor
 from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.project.config import EvaluateConfig
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.lineage import plan_evaluate
-from pogdiff_cli.report.tables import identity_table, scores_table, to_csv
+from pogdiff_cli.report.tables import identity_table, recall_table, scores_table, to_csv
 from pogdiff_cli.stages import judge
 from pogdiff_cli.stages.context import Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, groups, load_dataset
@@ -126,7 +126,7 @@ def _evaluate(context: Context, run: Run, dataset: Dataset, generated: list[Gene
     judged = judge.run(context, dataset, generated, run) if "judge" in config.evaluate.metrics else None
     features = [_features(context, dataset, generated, extractor) for extractor in extractors.values()]
     identities = _identities(context, dataset, generated, dict(zip(extractors, features, strict=True)))
-    scores = score(
+    scores = score_columns(
         identities,
         run=run.name,
         method=method_of(context, run),
@@ -139,6 +139,8 @@ def _evaluate(context: Context, run: Run, dataset: Dataset, generated: list[Gene
     write_text(run.evaluation / "scores.json", json.dumps(scores.to_json(), indent=1, ensure_ascii=False))
     write_text(run.evaluation / "scores.csv", to_csv(scores_table([scores])))
     write_text(run.evaluation / "identities.csv", to_csv(identity_table([scores])))
+    if scores.recall_curve:
+        write_text(run.evaluation / "recall.csv", to_csv(recall_table([scores])))
     return Made(facts=summary(scores))
 
 
@@ -159,6 +161,8 @@ def _settings(context: Context, wanted: tuple[str, ...], human: Human) -> ScoreS
     return ScoreSettings(
         extractor_of={metric: _FEATURES[metric] for metric in wanted},
         true_set=config.evaluate.true_set,
+        images_per_identity=config.evaluate.images_per_identity,
+        few_images_per_identity=config.evaluate.few_images_per_identity,
         recall_threshold=config.evaluate.recall_threshold,
         copy_threshold=config.evaluate.copy_threshold,
         resamples=config.evaluate.bootstrap,
@@ -187,7 +191,7 @@ def _features(context: Context, dataset: Dataset, generated: list[Generated], ex
     label = f"Real images ({extractor.name})"
     real = embed(context, extractor, dataset.paths(rows), dataset.keys(rows), label=label, batch_size=size)
     paths = [path for group in generated for path in group.paths]
-    keys = [_content(context, path) for path in paths]
+    keys = [content_key(context, path) for path in paths]
     label = f"Generated images ({extractor.name})"
     vectors = embed(context, extractor, paths, keys, label=label, batch_size=size)
     ends = np.cumsum([len(group.paths) for group in generated])
@@ -195,7 +199,8 @@ def _features(context: Context, dataset: Dataset, generated: list[Generated], ex
     return _Features(real=real, fake={group.identity: part for group, part in zip(generated, parts, strict=True)})
 
 
-def _content(context: Context, path: Path) -> str:
+def content_key(context: Context, path: Path) -> str:
+    """What a generated image's features are cached by."""
     digest = context.project.digests.of(path)
     if digest is None:
         raise PogdiffError(f"{path} is missing.", hint="Run 'pogdiff sample' again.", exit_code=Exit.MISSING)

@@ -6,7 +6,7 @@ import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,17 +19,30 @@ from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.manifest import StageRecord
 from pogdiff_cli.report.content import IdentityReport, LossPoint, Picture, ProvenanceRow, ReportData, RunReport
 from pogdiff_cli.report.page import render
+from pogdiff_cli.report.paper import reference_tables
 from pogdiff_cli.stages.caption import read_names
 from pogdiff_cli.stages.context import Context, Result
 from pogdiff_cli.stages.dataset import Dataset, groups, load_dataset
 from pogdiff_cli.stages.density import inverse_density
+from pogdiff_cli.stages.embedding_maps import embedding_maps
 from pogdiff_cli.stages.evaluate import compare_runs, method_of, read_samples
 
-_LOSSES = ("denoise", "neighbour")
+#: Keys of ``metrics.jsonl`` that are drawn, and what the page calls them.
+_LOSSES = {
+    "denoise": "denoise",
+    "neighbour": "neighbour",
+    **{f"validation_loss_{group}": f"validation, {group}" for group in ("few", "medium", "many")},
+}
 
 
-def run(context: Context, *, output: Path | None = None, baseline: str | None = None) -> Result:
-    """Write ``report.html``; every trained run of the project is on it."""
+def run(
+    context: Context,
+    *,
+    output: Path | None = None,
+    baseline: str | None = None,
+    paper: Literal["with", "without"] = "without",
+) -> Result:
+    """Write ``report.html``; every trained run of the project is on it, the paper's printed tables if asked for."""
     project = context.project
     runs = [project.run(name) for name in project.manifest().runs if project.run(name).samples.is_dir()]
     if not runs:
@@ -38,12 +51,16 @@ def run(context: Context, *, output: Path | None = None, baseline: str | None = 
         )
     dataset = load_dataset(context)
     path = output or project.root / "report.html"
+    reports = tuple(_run_report(context, item) for item in runs)
+    shown = {name for report in reports if report.scores for name in report.scores.metrics}
     data = ReportData(
         project=project.root.name,
         created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        runs=tuple(_run_report(context, item) for item in runs),
+        runs=reports,
         identities=tuple(_identities(context, dataset)),
         comparisons=tuple(_comparisons(context, runs, baseline)),
+        maps=() if context.mode == "dry-run" else embedding_maps(context, dataset, runs, reports),
+        references=reference_tables(shown) if paper == "with" else (),
         provenance=tuple(_provenance(context)),
         settings=_settings(context),
         warnings=tuple(_warnings(context, dataset)),
@@ -65,7 +82,10 @@ def _run_report(context: Context, run: Run) -> RunReport:
         method=method_of(context, run),
         scores=read_scores(scores) if scores.is_file() else None,
         losses=tuple(
-            LossPoint(step=line["step"], parts={k: float(line[k]) for k in _LOSSES if line.get(k) is not None})
+            LossPoint(
+                step=line["step"],
+                parts={name: float(line[key]) for key, name in _LOSSES.items() if line.get(key) is not None},
+            )
             for line in read_metrics(run.metrics)
         ),
         settings={} if record is None else dict(record.parameters),

@@ -18,6 +18,7 @@ from pogdiff_cli.report.contact_sheet import Row, write_contact_sheet
 from pogdiff_cli.report.content import Picture
 from pogdiff_cli.stages.caption import read_names
 from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
+from pogdiff_cli.stages.dataset import groups, load_dataset
 from pogdiff_cli.stages.inputs import backbone_folder, input_digests, load_adapter
 from pogdiff_cli.stages.preview import sampling_settings
 
@@ -45,6 +46,7 @@ def _sample(context: Context, run: Run, attempt: Attempt) -> Made:
         shutil.rmtree(run.samples, ignore_errors=True)
     context.world.together()
     names = read_names(context)
+    wanted = _images_wanted(context, list(names))
     requests = {
         identity: [
             ImageRequest(
@@ -53,7 +55,7 @@ def _sample(context: Context, run: Run, attempt: Attempt) -> Made:
                 seed=seed,
                 path=run.samples / safe_folder(identity) / f"{seed:05d}.png",
             )
-            for seed in range(sample.images_per_identity)
+            for seed in range(wanted[identity])
         ]
         for identity, name in names.items()
     }
@@ -93,6 +95,18 @@ def _sample(context: Context, run: Run, attempt: Attempt) -> Made:
 def _scheduler_name(context: Context) -> str:
     """What ``auto`` came to."""
     return type(load_adapter(context).scheduler(context.project.config.sample.scheduler)).__name__
+
+
+def _images_wanted(context: Context, identities: list[str]) -> dict[str, int]:
+    """How many of each identity: the tail may have a number of its own (Sec. 4.1: 500 few-shot, 100 all-shot)."""
+    sample = context.project.config.sample
+    wanted = dict.fromkeys(identities, sample.images_per_identity)
+    if sample.few_images_per_identity is not None:
+        dataset = load_dataset(context)
+        shots = zip(dataset.records.identity_names, groups(context, dataset), strict=True)
+        tail = {identity for identity, shot in shots if shot == "few"}
+        wanted |= {identity: sample.few_images_per_identity for identity in identities if identity in tail}
+    return wanted
 
 
 def _write_contact_sheet(run: Run, requests: dict[str, list[ImageRequest]], names: dict[str, str]) -> None:
