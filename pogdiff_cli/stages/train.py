@@ -60,7 +60,7 @@ def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attem
     batches = training_data.batches(config, adapter, dataset, context, captions, latents, texts)
     trainer = Trainer(
         adapter=adapter,
-        objective=_objective(config, adapter),
+        objective=objective(config, adapter),
         batches=batches,
         train=config.train,
         places=_places(config, run),
@@ -74,6 +74,8 @@ def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attem
     outcome = trainer.run(
         track=context.track, label=f"Training {run.name}", at_step=previewer(context, run, adapter, dataset)
     )
+    if outcome.pieces > 1:
+        context.say(f"Memory did not suffice for whole micro-batches: they were cut into {outcome.pieces} each.")
     denoiser = trainer.final_denoiser()
     if denoiser is None:  # not the main process
         return Made()
@@ -102,7 +104,8 @@ def _batch_in_words(batches: Batches, world: World) -> str:
     return f"Global batch {settings.global_batch}: {' x '.join(factors)}."
 
 
-def _objective(config: Config, adapter: Adapter) -> Any:
+def objective(config: Config, adapter: Adapter) -> Any:
+    """What the run minimises."""
     train = config.train
     return make_objective(
         train.method,
@@ -167,6 +170,8 @@ def _facts(context: Context, run: Run, dataset: Dataset, batches: Batches, outco
         "overrides": dict(context.overrides),
         "mean": means,
     }
+    if outcome.pieces > 1:
+        facts["micro_batches_cut_into"] = outcome.pieces
     if "neighbour" in means and means.get("denoise"):
         facts["neighbour_share"] = round(means["neighbour"] / (means["neighbour"] + means["denoise"]), 5)
     return facts
