@@ -15,6 +15,8 @@ import torch
 from conftest import TinyProject
 from safetensors.torch import load_file
 
+from pogdiff_cli.engine.checkpoint import latest_whole
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -38,6 +40,11 @@ def start(
         )
 
 
+def finish(project: TinyProject, run: str, *options: str) -> None:
+    """Start a run and let it end well."""
+    assert start(project, run, *options).wait(600) == 0, said(project, run)
+
+
 def said_file(project: TinyProject, run: str) -> Path:
     return project.root / f"{run}.stderr.txt"
 
@@ -55,6 +62,12 @@ def settings(**keys: object) -> list[str]:
 def steps_done(project: TinyProject, run: str) -> int:
     path = project.root / "runs" / run / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def last_checkpoint(project: TinyProject, run: str) -> int:
+    """The step of the newest whole checkpoint, 0 where there is none."""
+    path = latest_whole(project.root / "runs" / run / "checkpoints")
+    return 0 if path is None else int(path.name.split("-")[1])
 
 
 def wait_for_step(project: TinyProject, run: str, step: int, process: subprocess.Popen[str]) -> None:

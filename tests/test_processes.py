@@ -14,6 +14,7 @@ from processes import (
     base_weights,
     children,
     distance,
+    finish,
     gone,
     kill,
     said,
@@ -33,10 +34,6 @@ def prepared(project: TinyProject) -> TinyProject:
     """A project whose captions, index and density are there."""
     assert project("train", "--name", "first", "--set", "train.max_train_steps=1").status == 0
     return project
-
-
-def finish(project: TinyProject, run: str, *options: str) -> None:
-    assert start(project, run, *options).wait(300) == 0, said(project, run)
 
 
 def test_any_split_of_the_global_batch_trains_the_same_model(prepared: TinyProject) -> None:

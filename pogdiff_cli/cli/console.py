@@ -121,10 +121,11 @@ def _progress_line(label: str, done: int, total: int | None, seconds: float) -> 
     if total is None:
         return f"{escape(label)}: {done}, {each:.3g} s each"
     left = each * (total - done)
-    return f"{escape(label)}: {done}/{total} ({done / total:.0%}), {each:.3g} s each, {_duration(left)} left"
+    return f"{escape(label)}: {done}/{total} ({done / total:.0%}), {each:.3g} s each, {duration(left)} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``2 h 3 min``, ``3 min 4 s`` or ``5 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

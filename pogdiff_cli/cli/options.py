@@ -112,18 +112,20 @@ def make_context(session: Session, options: dict[str, Any], extra: dict[str, Any
     if force and dry_run:
         raise PogdiffError("--force and --dry-run exclude each other.", exit_code=Exit.USAGE)
     # torch comes with these: a mistake in what was typed or configured is said before it is loaded
-    from pogdiff_cli.cli.processes import in_world, taken_from
+    from pogdiff_cli.cli.processes import in_world, processes_here, taken_from
     from pogdiff_cli.stages.context import Context
 
-    launches = "max_restarts" in options and not dry_run
+    shared = "max_restarts" in options  # by several processes
     typed = taken_from(options)
-    world, devices = in_world(session, typed, locks=project.cache / "locks", launches=launches)
+    world, devices = in_world(session, typed, locks=project.cache / "locks", launches=shared and not dry_run)
+    processes = max(world.size, processes_here(typed, devices) * typed.nnodes) if shared else 1
     if force and _started_again():
         force = False  # what the first attempt has made is this command's own
     return Context(
         project=project,
         devices=devices,
         world=world,
+        processes=processes,
         sharing="shared" if typed.share_gpus else "exclusive",
         command=session.command,
         track=display.track,

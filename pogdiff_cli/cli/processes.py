@@ -88,9 +88,8 @@ def _first_free(devices: Devices, locks: Path) -> Devices:
     return Devices(used=tuple(found[:1])) if found else devices
 
 
-def _launch_where_asked_for(session: Session, typed: ProcessOptions, devices: Devices) -> None:
-    from pogdiff_cli.engine.launch import Launch, launch
-
+def processes_here(typed: ProcessOptions, devices: Devices) -> int:
+    """How many processes this machine takes part with; refuses options that do not go together."""
     cuda = devices.used[0].kind == "cuda"
     if typed.processes is not None and cuda:
         raise PogdiffError(
@@ -104,7 +103,13 @@ def _launch_where_asked_for(session: Session, typed: ProcessOptions, devices: De
             hint="For instance --rdzv-endpoint HOST:29500, with the name of one of them.",
             exit_code=Exit.USAGE,
         )
-    processes = len(devices.used) if cuda else typed.processes or 1
+    return len(devices.used) if cuda else typed.processes or 1
+
+
+def _launch_where_asked_for(session: Session, typed: ProcessOptions, devices: Devices) -> None:
+    from pogdiff_cli.engine.launch import Launch, launch
+
+    processes = processes_here(typed, devices)
     if processes == 1 and typed.nnodes == 1 and not typed.max_restarts:
         return
     plan = Launch(

@@ -85,6 +85,11 @@ def train(
     name = name or context.project.config.train.method
     context = road.for_run(context, name, recorded=recorded)
     run = context.project.run(name)
+    if context.mode == "dry-run":
+        from pogdiff_cli.cli.dry_run import rehearse_training
+
+        rehearse_training(session.display, context, run)
+        return
     show_results(session.display, _then(road.prepare_training(context, run), lambda: stage.run(context, run)))
 
 

@@ -103,11 +103,11 @@ def load(path: Path) -> Snapshot:
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
     """``exp_avg/NAME`` and so on, for each parameter in the order of ``names``."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{key}/{names[index]}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for index, entry in state.items()
-        for key, value in entry.items()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {  # not of state_dict(), in which bitsandbytes packs its tensors once more
+        f"{key}/{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for name, parameter in zip(names, parameters, strict=True)
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
@@ -119,11 +119,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], flat: 
     for path, tensor in flat.items():
         key, name = path.split("/", 1)
         parameter = parameters[position[name]]
-        laid_out = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
-        state.setdefault(position[name], {})[key] = laid_out
+        state.setdefault(position[name], {})[key] = _as_it_was(tensor, parameter)
     whole = optimizer.state_dict()
     whole["state"] = state
     optimizer.load_state_dict(whole)
+
+
+def _as_it_was(tensor: Tensor, parameter: Tensor) -> Tensor | int:
+    if tensor.dim() == 0 and not tensor.is_floating_point():
+        return int(tensor)  # a count that was a plain number
+    return like(tensor, parameter) if tensor.shape == parameter.shape else tensor
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

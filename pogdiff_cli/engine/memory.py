@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,3 +71,22 @@ def memory_explained(train: TrainConfig) -> Iterator[None]:
 def is_out_of_memory(problem: BaseException) -> bool:
     """True for what the allocators of the CPU and of CUDA raise."""
     return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(problem)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let ``peak`` speak of what comes from now on (on a CPU: where the system can, which Linux does)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak(device: torch.device) -> int:
+    """The most memory held at once, in bytes: torch's own on a GPU, this process's resident memory on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -72,7 +72,8 @@ def like(value: Tensor, pattern: Tensor) -> Tensor:
         moved = value.to(pattern.device, pattern.dtype)
         return distribute_tensor(moved, pattern.device_mesh, pattern.placements, src_data_rank=None)
     # a fused kernel pairs elements by memory: the state needs the strides of the weights
-    return torch.empty_like(pattern).copy_(value)
+    # its type stays: weights and their 8-bit state differ in it
+    return torch.empty_like(pattern, dtype=value.dtype).copy_(value)
 
 
 def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:

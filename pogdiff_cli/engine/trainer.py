@@ -195,7 +195,7 @@ class Trainer:
             window = Window()
             steps = host_batches(self.batches, self.train, first_step=self.step, device=self.device)
             for group in track(steps, label, self.train.max_train_steps - self.step):
-                taken = self._optimise(group)
+                taken = self.optimise(group)
                 window.add(taken.parts, group, finite=taken.finite)
                 self.step += 1
                 window = self._log_where_due(log, window)
@@ -239,7 +239,7 @@ class Trainer:
                     parameter.copy_(values[name])
         return denoiser
 
-    def _optimise(self, group: list[HostBatch]) -> Taken:
+    def optimise(self, group: list[HostBatch]) -> Taken:
         """One optimizer step. Where the memory does not suffice and halving is allowed: in smaller pieces."""
         while True:
             pieces = [piece for batch in group for piece in in_pieces(batch, self.pieces)]

@@ -113,12 +113,21 @@ def full_disk_explained(path: Path) -> Iterator[None]:
     except Exception as problem:
         number = problem.errno if isinstance(problem, OSError) else None
         # safetensors knows no errno, only the system's words
-        if number not in (errno.ENOSPC, errno.EDQUOT) and os.strerror(errno.ENOSPC) not in str(problem):
+        met = [n for n in _NO_ROOM if number == n or (number is None and os.strerror(n) in str(problem))]
+        if not met:
             raise
+        what, remedy = _NO_ROOM[met[0]]
         raise PogdiffError(
-            f"The disk is full: {path} could not be written; what was there is kept.",
-            hint="Free some space and type the same command again.",
+            f"{what}: {path} could not be written; what was there is kept.",
+            hint=f"{remedy} and type the same command again.",
         ) from problem
+
+
+_NO_ROOM = {
+    errno.ENOSPC: ("The disk is full", "Free some space"),
+    errno.EDQUOT: ("The disk is full", "Free some space"),
+    errno.EFBIG: ("A file is larger than may be written here", "Raise the limit (ulimit -f)"),
+}
 
 
 def _take_place(temporary: Path, path: Path) -> None:

@@ -59,11 +59,12 @@ class Project:
 
     root: Path
     config: Config
+    scratch: Path | None = None  # a folder that takes the place of artifacts/, for work that is to leave no trace
 
     @property
     def artifacts(self) -> Path:
         """What stages make and later stages read."""
-        return self.root / "artifacts"
+        return self.scratch or self.root / "artifacts"
 
     @property
     def cache(self) -> Path:

@@ -39,6 +39,7 @@ class Context:
     devices: Devices
     command: str
     world: World = field(default_factory=World)
+    processes: int = 1  # that were asked for; a dry run does not start them
     sharing: Literal["exclusive", "shared"] = "exclusive"  # of GPUs, with other commands of this project
     track: Track = untracked
     say: Callable[[str], None] = _silent

@@ -63,7 +63,7 @@ def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attem
     batches = training_data.batches(config, adapter, dataset, context, captions, latents, texts)
     trainer = Trainer(
         adapter=adapter,
-        objective=_objective(config, adapter, world),
+        objective=objective(config, adapter, world),
         batches=batches,
         train=config.train,
         places=_places(config, run),
@@ -80,6 +80,8 @@ def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attem
         label=f"Training {run.name}",
         at_step=[hook for hook in (measured, previewer(context, run, adapter, dataset)) if hook is not None],
     )
+    if outcome.pieces > 1:
+        context.say(f"Memory did not suffice for whole micro-batches: they were cut into {outcome.pieces} each.")
     denoiser = trainer.final_denoiser()
     if denoiser is None:  # not the main process
         return Made()
@@ -108,7 +110,8 @@ def _batch_in_words(batches: Batches, world: World) -> str:
     return f"Global batch {settings.global_batch}: {' x '.join(factors)}."
 
 
-def _objective(config: Config, adapter: Adapter, world: World) -> Any:
+def objective(config: Config, adapter: Adapter, world: World) -> Any:
+    """What the run minimises."""
     train = config.train
     sharded = train.parallel == "fsdp" and world.size > 1
     if sharded and config.data.resize == "bucket":
@@ -183,6 +186,8 @@ def _facts(context: Context, run: Run, dataset: Dataset, batches: Batches, outco
         "overrides": dict(context.overrides),
         "mean": means,
     }
+    if outcome.pieces > 1:
+        facts["micro_batches_cut_into"] = outcome.pieces
     if "neighbour" in means and means.get("denoise"):
         facts["neighbour_share"] = round(means["neighbour"] / (means["neighbour"] + means["denoise"]), 5)
     return facts
