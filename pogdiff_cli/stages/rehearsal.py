@@ -155,7 +155,7 @@ def _worst_step(
     """The batches of one step, through the road of a run, and what was encoded for them."""
     config = context.project.config
     texts = caption_cache(context)
-    latents = training_data.latents(context, adapter, few)
+    latents = training_data.latents(context, adapter, few, few.train_rows)
     captions = captions[: len(few.train_rows)]
     encode_texts(texts, adapter, [*captions, ""])
     encoded = Encoded(latents=latents.folder, texts=texts.folder, images=len(few.train_rows), captions=captions)
@@ -194,7 +194,7 @@ def _trainer(context: Context, adapter: Adapter) -> Trainer:
     nothing: Any = _Nothing(config)
     return Trainer(
         adapter=adapter,
-        objective=objective(config, adapter),
+        objective=objective(config, adapter, context.world),
         batches=nothing,
         train=config.train,
         places=Places(checkpoints=folder / "checkpoints", metrics=folder / "metrics.jsonl", tensorboard=None),
