@@ -29,7 +29,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """``pogdiff train --name RUN`` with the tiny settings and ``options``; what it says goes to ``said``."""
     words = [sys.executable, "-m", "pogdiff_cli", command, "-C", str(project.root), *project.flags, *options]
-    words += {"train": ["--name", run], "sample": ["--run", run]}.get(command, [])
+    words += {"train": ["--name", run], "sample": ["--run", run], "evaluate": ["--run", run]}.get(command, [])
     with said_file(project, run).open("w") as sink:
         return subprocess.Popen(
             [*words, "--gpus", "none"],

@@ -162,3 +162,13 @@ def test_samples_are_shared_and_are_those_of_one_process(prepared: TinyProject) 
         images.append({path.name + path.parent.name: path.read_bytes() for path in folder.rglob("0*.png")})
     assert len(images[0]) == 8
     assert images[0] == images[1]
+
+
+def test_scores_of_two_processes_are_those_of_one(prepared: TinyProject) -> None:
+    scores = []
+    for processes in ("1", "2"):
+        run = start(prepared, "first", "--processes", processes, "--force", command="evaluate")
+        assert run.wait(180) == 0, said(prepared, "first")
+        scores.append((prepared.root / "runs" / "first" / "evaluation" / "scores.json").read_bytes())
+        shutil.rmtree(prepared.root / "artifacts" / "cache" / "embeddings")
+    assert scores[0] == scores[1]

@@ -63,7 +63,7 @@ def run(context: Context, run: Run) -> Result:
     generated = read_samples(run)
     plan = plan_evaluate(context.project.config, run.name)
     inputs = input_digests(context, plan, dataset)
-    result = perform(context, plan, inputs, lambda attempt: _evaluate(context, run, dataset, generated))
+    result = perform(context, plan, inputs, lambda attempt: _evaluate(context, run, dataset, generated), hands="all")
     if result.state == "planned" and "judge" in config.metrics:
         return with_cost(result, plan_questions(context, dataset, generated, run))
     return result
@@ -121,10 +121,12 @@ def gate_results(context: Context, run: Run, comparison: Comparison | None) -> l
 def _evaluate(context: Context, run: Run, dataset: Dataset, generated: list[Generated]) -> Made:
     config = context.project.config
     wanted = tuple(metric for metric in config.evaluate.metrics if metric in _FEATURES)
-    human = human_ratings(context, run)
     extractors = {key: open_extractor(context, _spec(config.evaluate, key)) for key in _keys(wanted)}
-    judged = judge.run(context, dataset, generated, run) if "judge" in config.evaluate.metrics else None
     features = [_features(context, dataset, generated, extractor) for extractor in extractors.values()]
+    if not context.world.main:
+        return Made()
+    human = human_ratings(context, run)
+    judged = judge.run(context, dataset, generated, run) if "judge" in config.evaluate.metrics else None
     identities = _identities(context, dataset, generated, dict(zip(extractors, features, strict=True)))
     scores = score_columns(
         identities,
