@@ -132,7 +132,7 @@ def test_both_branches_have_one_x_t_and_dropped_captions_have_no_neighbour(
     one = trainer(adapter, tmp_path, method="pogdiff", caption_dropout=0.5, train_batch_size=8)
     one.forward = spy = Spy(one.denoiser)
     (host,) = one.batches[0]
-    one.objective(one._predict, batch_of(one))
+    one.objective(one.predict, batch_of(one))
     (call,) = spy.calls  # one batched call for both branches
     texts = {"encoder_hidden_states", "pooled_projections", "text_embeds"}
     second, first = host.neighbour_rows, slice(0, 8)

@@ -117,4 +117,4 @@ def batch_of(one: Trainer, item: int = 0) -> Batch:
 @torch.no_grad()
 def loss_of(one: Trainer, item: int = 0) -> float:
     """The objective on one fixed batch, under the weights of now."""
-    return float(one.objective(one._predict, batch_of(one, item)).value)
+    return float(one.objective(one.predict, batch_of(one, item)).value)
