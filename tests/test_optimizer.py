@@ -27,6 +27,7 @@ class EightBit(torch.optim.Optimizer):
 
     def __init__(self, params: Any, **options: Any) -> None:
         super().__init__(params, options)
+        self.table = torch.linspace(-1, 1, 255)  # one for all
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -35,11 +36,11 @@ class EightBit(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state |= {"step": 0, "state1": torch.zeros_like(parameter, dtype=torch.uint8)}
-                    state["absmax1"] = torch.ones(1)
+                    state |= {"absmax1": torch.ones(1), "qmap1": self.table}
                 state["step"] += 1
                 assert isinstance(state["step"], int)
                 assert state["state1"].dtype == torch.uint8
-                before = (state["state1"].float() / 127.0 - 1.0) * state["absmax1"]
+                before = state["qmap1"][state["state1"].long()] * state["absmax1"]
                 moment = 0.9 * before + 0.1 * parameter.grad
                 state["absmax1"] = moment.abs().max().clamp(min=1e-12).reshape(1)
                 state["state1"].copy_(((moment / state["absmax1"] + 1.0) * 127.0).round())
@@ -47,7 +48,7 @@ class EightBit(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         whole = super().state_dict()
-        tensors = ("state1", "absmax1")
+        tensors = ("state1", "absmax1", "qmap1")
         whole["state"] = {
             number: {"step": entry["step"], _PACKED: {name: entry[name] for name in tensors}}
             for number, entry in whole["state"].items()
