@@ -132,4 +132,11 @@ def _as_it_was(tensor: Tensor, parameter: Tensor) -> Tensor | int:
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        host = tensor.detach().cpu().contiguous()
+        # safetensors refuses shared memory, and bitsandbytes has one table for all its states
+        found[name] = host.clone() if host.data_ptr() in seen else host
+        seen.add(host.data_ptr())
+    return found

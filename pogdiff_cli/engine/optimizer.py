@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from pogdiff_cli.project.config import TrainConfig
 MAX_NON_FINITE = 5
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    parameters: Sequence[nn.Parameter], train: TrainConfig, *, sharded: Literal["whole", "sharded"] = "whole"
+) -> torch.optim.Optimizer:
     """AdamW, fused; or bitsandbytes' 8-bit AdamW, whose state takes a quarter of the memory."""
     betas = (train.adam_beta1, train.adam_beta2)
     if train.optimizer == "adamw":
@@ -26,6 +28,12 @@ def make_optimizer(parameters: Sequence[nn.Parameter], train: TrainConfig) -> to
             eps=train.adam_epsilon,
             weight_decay=train.adam_weight_decay,
             fused=True,
+        )
+    if sharded == "sharded":
+        raise PogdiffError(
+            "train.optimizer adamw8bit does not go with train.parallel fsdp: its blocks of states cannot be split.",
+            hint="Set train.parallel: ddp, or train.optimizer: adamw.",
+            exit_code=Exit.USAGE,
         )
     try:
         from bitsandbytes.optim import AdamW8bit

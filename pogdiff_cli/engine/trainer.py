@@ -109,7 +109,8 @@ class Trainer:
         shard(self.denoiser, self.world, train.parallel)
         self.trainable = {name: p for name, p in self.denoiser.named_parameters() if p.requires_grad}
         refuse_unlike_starts(self.trainable, self.world)
-        self.optimizer = make_optimizer(list(self.trainable.values()), train)
+        split = train.parallel == "fsdp" and self.world.size > 1
+        self.optimizer = make_optimizer(list(self.trainable.values()), train, sharded="sharded" if split else "whole")
         self.schedule = get_scheduler(
             train.lr_scheduler,
             optimizer=self.optimizer,
