@@ -37,13 +37,13 @@ def prepared(project: TinyProject) -> TinyProject:
 
 
 def test_any_split_of_the_global_batch_trains_the_same_model(prepared: TinyProject) -> None:
-    steps = settings(max_train_steps=50, learning_rate=1e-3)
+    steps = settings(max_train_steps=50, learning_rate=2e-4)
     finish(prepared, "one", *steps, *settings(train_batch_size=8))
     finish(prepared, "two", *steps, *settings(train_batch_size=4), *TWO)
     finish(prepared, "pieces", *steps, *settings(train_batch_size=2, gradient_accumulation_steps=2), *TWO)
     finish(prepared, "sharded", *steps, *settings(train_batch_size=4, parallel="fsdp"), *TWO)
     one = weights(prepared, "one")
-    assert distance(base_weights(prepared), one) > 0.05
+    assert distance(base_weights(prepared), one) > 0.01
     assert distance(weights(prepared, "two"), one) < 1e-5
     assert distance(weights(prepared, "pieces"), one) < 1e-5
     assert distance(weights(prepared, "sharded"), weights(prepared, "two")) < 1e-5
