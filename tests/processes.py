@@ -26,11 +26,17 @@ def start(
     *options: str,
     command: str = "train",
     environment: dict[str, str] | None = None,
+    line: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
-    """``pogdiff train --name RUN`` with the tiny settings and ``options``; what it says goes to ``said``."""
-    words = [sys.executable, "-m", "pogdiff_cli", command, "-C", str(project.root), *project.flags, *options]
+    """``pogdiff train --name RUN`` with the tiny settings and ``options``; what it says goes to ``said``.
+
+    ``line``: another command line that starts it.
+    """
+    words = [*(line or (sys.executable, "-m", "pogdiff_cli", command))]
+    words += ["-C", str(project.root), *project.flags, *options]
     words += {"train": ["--name", run], "sample": ["--run", run], "evaluate": ["--run", run]}.get(command, [])
-    with said_file(project, run).open("w") as sink:
+    with said_file(project, run).open("a") as sink:  # several nodes may write to it
+        sink.truncate(0)
         return subprocess.Popen(
             [*words, "--gpus", "none"],
             env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},

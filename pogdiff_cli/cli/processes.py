@@ -66,7 +66,9 @@ def in_world(session: Session, typed: ProcessOptions, *, locks: Path, launches: 
     from pogdiff_cli.engine.devices import select
     from pogdiff_cli.engine.world import World, join, place_from
 
-    place = place_from(os.environ)
+    # with --nnodes a Slurm task is a machine, on which the processes are still to be started
+    to_be_started = typed.nnodes > 1 and "WORLD_SIZE" not in os.environ
+    place = None if to_be_started else place_from(os.environ)
     if place is not None:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(place.local_rank + 1)))
         devices = select(typed.gpus, local_rank=place.local_rank, local_size=local_size)
