@@ -114,7 +114,7 @@ def test_an_8_bit_run_that_is_resumed_ends_in_the_same_bits(
 
     first = trainer(adapter, caches, tmp_path / "parts", **keys)
     with pytest.raises(InterruptedError):
-        first.run(at_step=interrupted_at(3))
+        first.run(at_step=[interrupted_at(3)])
     second = trainer(adapter, caches, tmp_path / "parts", **keys)
     assert second.resume() == 2
     second.run()
@@ -122,10 +122,11 @@ def test_an_8_bit_run_that_is_resumed_ends_in_the_same_bits(
 
 
 def interrupted_at(last: int) -> Any:
-    def interrupt(step: int, denoiser: object) -> None:
+    def interrupt(step: int, denoiser: object) -> dict[str, float]:
         del denoiser
         if step == last:
             raise InterruptedError
+        return {}
 
     return interrupt
 
