@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @sharded_stage_options
-@click.option("--captioner", help="template, files or py:module:function.")
+@click.option("--captioner", help="template, files, hf:ID, openai:MODEL or py:module:function.")
 @click.pass_obj
 def caption(session: Session, /, captioner: str | None, **options: Any) -> None:
     """Caption each training image under a generic name."""
