@@ -174,7 +174,7 @@ def test_a_missing_package_names_the_extra_to_install(
     assert caught.value.exit_code == Exit.MISSING
 
 
-@pytest.mark.parametrize("spec", ["", "dlibb", "hf:", "timm:resnet18", "onnx", "py:"])
+@pytest.mark.parametrize("spec", ["", "dlibb", "hf:", "timm:", "tim:resnet18", "onnx", "py:"])
 def test_an_unknown_extractor_lists_the_known_ones(spec: str) -> None:
     with pytest.raises(PogdiffError, match="hf:ID_OR_DIR") as caught:
         load_extractor(spec)

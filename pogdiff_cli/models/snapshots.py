@@ -29,3 +29,15 @@ def local_snapshot(spec: str, what: str) -> Path:
             "--include '*.model' --include '*.safetensors'",
             exit_code=Exit.MISSING,
         ) from None
+
+
+def refuse_without_weights(spec: str, what: str) -> None:
+    """Exit 4 where the model's folder is not here, or holds no safetensors yet."""
+    folder = local_snapshot(spec, what)
+    if not any(folder.glob("*.safetensors")):
+        body = spec.partition(":")[2].partition("#")[0].partition("@")[0]
+        raise PogdiffError(
+            f"The {what} in {folder} has no safetensors file (pickled weights are not loaded).",
+            hint=f"Run: hf download {body}" if not Path(body).is_dir() else None,
+            exit_code=Exit.MISSING,
+        )
