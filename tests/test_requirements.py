@@ -129,3 +129,15 @@ def test_doctor_finds_nothing_missing_where_all_is_there(project: TinyProject) -
     assert looked.status == 0, looked.out
     assert checks["model"] == "ok"
     assert [state for name, state in checks.items() if name.startswith("extractor")] == ["ok"]
+
+
+def test_the_manifest_says_which_extractor_saw_the_pictures_and_how(project: TinyProject, tiny_vit: Path) -> None:
+    from pogdiff_cli.models.extractors import load_extractor
+
+    assert project("index", "--gpus", "none").status == 0
+    record = open_project(project.root).manifest().record("index")
+    assert record is not None
+    extractor = load_extractor(f"hf:{tiny_vit}#cls")
+    assert record.facts["extractor_digest"] == extractor.digest
+    assert record.facts["preprocessing"] == extractor.preprocessing
+    assert record.facts["preprocessing"]["size"] == {"height": 32, "width": 32}

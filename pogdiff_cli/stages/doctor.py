@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from pogdiff_cli.engine.devices import available, cpu
 from pogdiff_cli.errors import PogdiffError
@@ -72,7 +73,7 @@ def _project(context: Context) -> Iterator[Check]:
             yield _looked_at(need.name, "here", need.check)
     for spec in dict.fromkeys((project.config.index.extractor, *scoring_extractors(project))):
         need = extractor_need(project, spec)
-        yield _looked_at(need.name, "loads", need.check, lambda spec=spec: open_extractor(context, spec))
+        yield _looked_at(need.name, "loads", need.check, partial(open_extractor, context, spec))
 
 
 def _looked_at(name: str, found: str, *checks: Callable[[], object]) -> Check:
