@@ -176,17 +176,16 @@ def test_a_captioner_of_ones_own_runs_only_when_allowed(tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(PogdiffError, match="would run Python code"):
         load_captioner("py:my_captioner:describe")
-    allowed = {"allow_python": True}
-    captioner = load_captioner("py:my_captioner:describe", opts=allowed)
+    captioner = load_captioner("py:my_captioner:describe", allow_python=True)
     assert captioner.name == "py:my_captioner:describe"
     assert captioner.describe([Image.new("RGB", (7, 5))], [request()]) == ["Lukas 7 px"]
     with pytest.raises(PogdiffError, match="one string a picture"):
-        load_captioner("py:my_captioner:short", opts=allowed).describe([Image.new("RGB", (7, 5))], [request()])
+        load_captioner("py:my_captioner:short", allow_python=True).describe([Image.new("RGB", (7, 5))], [request()])
     for spec, code in (
         ("py:my_captioner:absent", Exit.MISSING),
         ("py:absent", Exit.USAGE),
         ("llava", Exit.USAGE),
     ):
         with pytest.raises(PogdiffError) as caught:
-            load_captioner(spec, opts=allowed)
+            load_captioner(spec, allow_python=True)
         assert caught.value.exit_code == code

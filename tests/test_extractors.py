@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import json
+import shutil
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,7 +177,7 @@ def test_a_missing_package_names_the_extra_to_install(
     assert caught.value.exit_code == Exit.MISSING
 
 
-@pytest.mark.parametrize("spec", ["", "dlibb", "hf:", "timm:resnet18", "onnx", "py:"])
+@pytest.mark.parametrize("spec", ["", "dlibb", "hf:", "timm:", "tim:resnet18", "onnx", "py:"])
 def test_an_unknown_extractor_lists_the_known_ones(spec: str) -> None:
     with pytest.raises(PogdiffError, match="hf:ID_OR_DIR") as caught:
         load_extractor(spec)
@@ -188,10 +191,15 @@ def vits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         CLIPConfig,
         CLIPImageProcessorPil,
         CLIPModel,
+        Dinov2Config,
+        Dinov2Model,
         Dinov2WithRegistersConfig,
         Dinov2WithRegistersModel,
         ResNetConfig,
         ResNetModel,
+        SiglipConfig,
+        SiglipImageProcessorPil,
+        SiglipModel,
         ViTConfig,
         ViTImageProcessorPil,
         ViTModel,
@@ -205,6 +213,7 @@ def vits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models: dict[str, Any] = {
         "vit": ViTModel(ViTConfig(**small, image_size=32, patch_size=8)),
         "vit_without_pooler": ViTModel(ViTConfig(**small, image_size=32, patch_size=8), add_pooling_layer=False),
+        "dinov2": Dinov2Model(Dinov2Config(**small, image_size=32, patch_size=8)),
         "registers": Dinov2WithRegistersModel(
             Dinov2WithRegistersConfig(**small, image_size=32, patch_size=8, num_register_tokens=4)
         ),
@@ -218,6 +227,8 @@ def vits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)).save_pretrained(root / "clip")
     clip = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)
     clip.save_pretrained(root / "clip")
+    SiglipModel(SiglipConfig(vision_config=vision, text_config=text)).save_pretrained(root / "siglip")
+    SiglipImageProcessorPil(size=size, resample=2).save_pretrained(root / "siglip")
     return root
 
 
@@ -242,6 +253,29 @@ def test_each_pooling_takes_its_part_of_the_hidden_states(vits: Path) -> None:
         assert extractor.dim == 16
         assert not found.missing.any()
         assert np.allclose(found.vectors, oracle.numpy(), atol=1e-5)
+
+
+def test_dinov2_gives_its_class_token_its_patches_and_its_pooler(vits: Path) -> None:
+    hidden, pooled = hidden_states(vits / "dinov2")
+    for pooling, oracle in {"cls": hidden[:, 0], "mean": hidden[:, 1:].mean(1), "pooler": pooled}.items():
+        found = load_extractor(f"hf:{vits / 'dinov2'}#{pooling}").embed(PICTURES)
+        assert np.allclose(found.vectors, oracle.numpy(), atol=1e-5)
+
+
+def test_siglip_has_a_pooler_and_patches_and_no_class_token(vits: Path) -> None:
+    from transformers import SiglipModel
+
+    model = SiglipModel.from_pretrained(vits / "siglip").vision_model.eval()
+    resized = [np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR)) for picture in PICTURES]
+    pixels = torch.tensor(np.stack(resized)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    with torch.no_grad():
+        output = model(pixel_values=pixels)
+    for pooling, oracle in {"pooler": output.pooler_output, "mean": output.last_hidden_state.mean(1)}.items():
+        extractor = load_extractor(f"hf:{vits / 'siglip'}#{pooling}")
+        assert np.allclose(extractor.embed(PICTURES).vectors, oracle.numpy(), atol=1e-5)
+        assert extractor.preprocessing["image_mean"] == [0.5, 0.5, 0.5]
+    with pytest.raises(PogdiffError, match="no class token"):
+        load_extractor(f"hf:{vits / 'siglip'}#cls")
 
 
 def test_registers_are_not_patches(vits: Path) -> None:
@@ -438,15 +472,117 @@ def test_loading_the_registry_imports_no_heavy_package(monkeypatch: pytest.Monke
         return original(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", watching)
-    for module in (
+    for name in (
         "extractors",
         "extractors.hub",
         "extractors.dlib_face",
         "extractors.onnx_graph",
+        "extractors.timm_model",
+        "extractors.presence",
         "neighbours",
     ):
-        found = importlib.util.find_spec(f"pogdiff_cli.models.{module}")
+        found = importlib.util.find_spec(f"pogdiff_cli.models.{name}")
         assert found is not None
         assert found.loader is not None
-        found.loader.exec_module(importlib.util.module_from_spec(found))
+        module = importlib.util.module_from_spec(found)
+        monkeypatch.setitem(sys.modules, found.name, module)  # dataclasses look their module up
+        found.loader.exec_module(module)
     assert heavy.isdisjoint(imported)
+
+
+class FakeTimm:
+    """timm's border: architectures by name, without a classifier when asked for none."""
+
+    @staticmethod
+    def create_model(name: str, *, pretrained: bool, num_classes: int, width: int = 4) -> torch.nn.Module:
+        assert (name, pretrained, num_classes) == ("mean_then_linear", False, 0)
+        body = torch.nn.Linear(3, width)
+        return torch.nn.Sequential(OrderedDict(mean=Mean(), body=body))
+
+
+class Mean(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean(dim=(2, 3))
+
+
+@pytest.fixture
+def timm_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model as the hub keeps those of timm: config.json and safetensors with the classifier in it."""
+    from safetensors.torch import save_file
+
+    monkeypatch.setitem(sys.modules, "timm", FakeTimm)
+    config = {
+        "architecture": "mean_then_linear",
+        "model_args": {"width": 2},
+        "pretrained_cfg": {
+            "input_size": [3, 16, 16],
+            "crop_pct": 0.5,
+            "interpolation": "bicubic",
+            "mean": [0.5, 0.25, 0.0],
+            "std": [0.5, 1.0, 2.0],
+            "classifier": "head",
+        },
+    }
+    folder = tmp_path / "timm"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {
+        "body.weight": torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 4.0]]),
+        "body.bias": torch.tensor([0.0, 1.0]),
+        "head.weight": torch.zeros(7, 2),
+    }
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def test_a_timm_model_sees_the_centre_of_the_picture_as_its_configuration_says(timm_folder: Path) -> None:
+    """Shorter side 40 -> 32 = 16 / 0.5, then the central 16: of 32 columns of a picture's middle only one colour."""
+    pixels = np.zeros((40, 40, 3), dtype=np.uint8)
+    pixels[6:34, 6:34] = (255, 102, 51)
+    extractor = load_extractor(f"timm:{timm_folder}")
+    found = extractor.embed([Image.fromarray(pixels)]).vectors
+    r, g, b = (1.0 - 0.5) / 0.5, 0.4 - 0.25, 0.2 / 2.0
+    assert np.allclose(found, [[r, 2 * g + 4 * b + 1.0]], atol=1e-5)
+    assert extractor.dim == 2
+    assert extractor.preprocessing == {
+        "size": 16,
+        "crop_pct": 0.5,
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.25, 0.0],
+        "std": [0.5, 1.0, 2.0],
+    }
+
+
+def test_the_digest_of_a_timm_model_is_that_of_its_files(timm_folder: Path, tmp_path: Path) -> None:
+    first = load_extractor(f"timm:{timm_folder}").digest
+    copy = shutil.copytree(timm_folder, tmp_path / "copy")
+    assert load_extractor(f"timm:{copy}").digest == first
+    config = json.loads((copy / "config.json").read_text())
+    config["pretrained_cfg"]["crop_pct"] = 1.0
+    (copy / "config.json").write_text(json.dumps(config))
+    assert load_extractor(f"timm:{copy}").digest != first
+
+
+def test_timm_weights_that_do_not_fit_or_are_pickled_are_refused(timm_folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = timm_folder / "model.safetensors"
+    weights = load_file(file)
+    for wrong in ({"body.weight": weights["body.weight"]}, {**weights, "neck.weight": torch.ones(1)}):
+        save_file(wrong, file)
+        with pytest.raises(PogdiffError, match=r"do not fit their architecture: (body\.bias|neck\.weight)"):
+            load_extractor(f"timm:{timm_folder}")
+    torch.save(weights, timm_folder / "pytorch_model.bin")
+    file.unlink()
+    with pytest.raises(PogdiffError, match="pickled weights are not loaded") as caught:
+        load_extractor(f"timm:{timm_folder}")
+    assert caught.value.exit_code == Exit.MISSING
+
+
+def test_without_timm_it_is_said_that_torchvision_comes_with_it(
+    timm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(PogdiffError, match="timm needs torchvision") as caught:
+        load_extractor(f"timm:{timm_folder}")
+    assert caught.value.exit_code == Exit.MISSING

@@ -15,6 +15,7 @@ from pogdiff_cli.errors import Exit, PogdiffError
 if TYPE_CHECKING:
     from pogdiff_cli.cli.console import Display
     from pogdiff_cli.stages.context import Context
+    from pogdiff_cli.stages.requirements import Command
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -91,10 +92,18 @@ def set_display(session: Session, *, json_output: bool, quiet: bool, verbose: bo
     return session.display
 
 
-def make_context(session: Session, options: dict[str, Any], extra: dict[str, Any] | None = None) -> Context:
+def make_context(
+    session: Session,
+    options: dict[str, Any],
+    extra: dict[str, Any] | None = None,
+    *,
+    needs: Command | None = None,
+    run: str | None = None,
+) -> Context:
     """Open the project and gather what stages need; takes the shared options out of ``options``.
 
     ``extra`` maps dotted keys to the values of a command's own flags; unset ones are None and override nothing.
+    ``needs`` is the command whose weights have to be here, and ``run`` the run it is about.
     """
     from pogdiff_cli.project.layout import open_project
     from pogdiff_cli.project.loading import parse_assignments
@@ -111,6 +120,10 @@ def make_context(session: Session, options: dict[str, Any], extra: dict[str, Any
     force, dry_run = options.pop("force", False), options.pop("dry_run", False)
     if force and dry_run:
         raise PogdiffError("--force and --dry-run exclude each other.", exit_code=Exit.USAGE)
+    if needs is not None and not dry_run:
+        from pogdiff_cli.stages.requirements import refuse_absent
+
+        refuse_absent(project, needs, run=run, overrides=overrides)
     # torch comes with these: a mistake in what was typed or configured is said before it is loaded
     from pogdiff_cli.cli.processes import in_world, processes_here, taken_from
     from pogdiff_cli.stages.context import Context

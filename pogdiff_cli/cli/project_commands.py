@@ -16,18 +16,26 @@ from pogdiff_cli.errors import Exit, PogdiffError
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--template", help="faces (default: real photos, nothing else needed) or sd15.")
+@click.option(
+    "--template",
+    help="faces (default: real photos, nothing else needed), sd15, sdxl, sd3, flux, or a set of the paper.",
+)
 @click.option("--images", type=click.Path(path_type=Path), help="A folder per identity, or one with a metadata file.")
+@click.option(
+    "--seed", type=click.IntRange(0), help="Which identities and images a set of the paper draws. Default: 0."
+)
 @output_options
 @click.pass_obj
-def init(session: Session, /, path: Path, template: str | None, images: Path | None, **options: Any) -> None:
+def init(
+    session: Session, /, path: Path, template: str | None, images: Path | None, seed: int | None, **options: Any
+) -> None:
     """Make a project."""
     display = set_display(session, **options)
     from rich.markup import escape
 
     from pogdiff_cli.stages import init as stage
 
-    made = stage.run(path, template=template, images=images, track=display.track)
+    made = stage.run(path, template=template, images=images, seed=seed, track=display.track)
     display.emit({**asdict(made), "root": str(made.root)})
     seen = f"{made.images} images of {made.identities} identities" if made.images else "no images yet"
     display.line(f"Made [bold]{escape(str(path))}[/] from the template '{made.template}': {seen}.")

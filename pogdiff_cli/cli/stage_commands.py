@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @sharded_stage_options
-@click.option("--captioner", help="template, files or py:module:function.")
+@click.option("--captioner", help="template, files, hf:ID, openai:MODEL or py:module:function.")
 @click.pass_obj
 def caption(session: Session, /, captioner: str | None, **options: Any) -> None:
     """Caption each training image under a generic name."""
-    context = make_context(session, options, {"caption.captioner": captioner})
+    context = make_context(session, options, {"caption.captioner": captioner}, needs="caption")
     from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import caption as stage
 
@@ -32,12 +32,12 @@ def caption(session: Session, /, captioner: str | None, **options: Any) -> None:
 
 @click.command()
 @sharded_stage_options
-@click.option("--extractor", help="dlib, hf:ID#cls, onnx:PATH or py:module:function.")
+@click.option("--extractor", help="dlib, hf:ID#cls, timm:NAME, onnx:PATH or py:module:function.")
 @click.option("-k", type=int, help="Neighbours of each image.")
 @click.pass_obj
 def index(session: Session, /, extractor: str | None, k: int | None, **options: Any) -> None:
     """Embed the training images and find the k nearest of each."""
-    context = make_context(session, options, {"index.extractor": extractor, "index.k": k})
+    context = make_context(session, options, {"index.extractor": extractor, "index.k": k}, needs="index")
     from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import index as stage
 
@@ -50,7 +50,7 @@ def index(session: Session, /, extractor: str | None, k: int | None, **options: 
 @click.pass_obj
 def fit_density(session: Session, /, text: str | None, **options: Any) -> None:
     """Fit the density of the captions' embeddings."""
-    context = make_context(session, options, {"density.text": text})
+    context = make_context(session, options, {"density.text": text}, needs="fit-density")
     from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import density, road
 
@@ -75,7 +75,7 @@ def train(
 ) -> None:
     """Fine-tune the model: one run."""
     flags = {"train.method": method, "train.sampling": sampling, "train.max_train_steps": max_train_steps}
-    context = make_context(session, options, flags)
+    context = make_context(session, options, flags, needs="train", run=name)
     from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import road
     from pogdiff_cli.stages import train as stage
@@ -100,7 +100,7 @@ def train(
 @click.pass_obj
 def sample(session: Session, /, name: str | None, images_per_identity: int | None, **options: Any) -> None:
     """Generate images of every identity with a trained run."""
-    context = make_context(session, options, {"sample.images_per_identity": images_per_identity})
+    context = make_context(session, options, {"sample.images_per_identity": images_per_identity}, needs="sample")
     from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import road
     from pogdiff_cli.stages import sample as stage
@@ -184,7 +184,7 @@ def report(session: Session, /, output: Path | None, baseline: str | None, paper
 @click.pass_obj
 def run(session: Session, /, **options: Any) -> None:
     """Run every stage that is not up to date, and write the report."""
-    context = make_context(session, options)
+    context = make_context(session, options, needs="run")
     from pogdiff_cli.cli.results import show_results
     from pogdiff_cli.stages import report as last
     from pogdiff_cli.stages import road

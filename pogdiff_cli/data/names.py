@@ -15,6 +15,7 @@ from importlib import resources
 from itertools import pairwise
 from typing import Literal
 
+from pogdiff_cli.data.surnames import is_initials, lone_surnames
 from pogdiff_cli.errors import Exit, PogdiffError
 
 NameMode = Literal["generic", "keep"]
@@ -27,6 +28,7 @@ def _word_pattern() -> re.Pattern[str]:
     return re.compile(rf"[^\W\d_](?:[^\W\d_]|[{re.escape(marks)}])*|\d+")
 
 
+_MOST_INITIALS = 4
 _BETWEEN = re.compile(r"[\s_.\-‐‑]*")  # noqa: RUF001 - what may stand between the words of one name
 
 
@@ -134,22 +136,35 @@ class _Form:
     words: tuple[str, ...]  # case-folded
     letters: str  # as the identity is written, separators aside
     generic: str
+    initials: str | None = None  # of a lone surname: what may stand before it
 
 
 class NameReplacer:
-    """Replaces real names in many texts: linear in a text's length, whatever the number of names."""
+    """Replaces real names in many texts: linear in a text's length, whatever the number of names.
+
+    ``mapping`` holds every identity of the data set. A surname alone stands for its owner where it is nobody else's
+    and no common word; initials before it go with it.
+    """
 
     def __init__(self, mapping: Mapping[str, str]) -> None:
         self._forms: dict[tuple[str, ...], _Form] = {}  # by words: "person 7" and "person 8" share their first
-        lengths: dict[str, set[int]] = {}
+        self._lengths: dict[str, list[int]] = {}
         for real, generic in mapping.items():
-            words = _word_pattern().findall(unicodedata.normalize("NFC", real))
-            if words:
-                form = _Form(words=tuple(w.casefold() for w in words), letters="".join(words), generic=generic)
-                self._forms.setdefault(form.words, form)
-                lengths.setdefault(form.words[0], set()).add(len(words))
-        # the longest first: "Anna Maria" before "Anna"
-        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+            self._know(real, generic, None)
+        for surname in lone_surnames(mapping, _words):
+            self._know(surname.text, mapping[surname.identity], surname.initials)
+        for lengths in self._lengths.values():  # the longest first: "Anna Maria" before "Anna"
+            lengths.sort(reverse=True)
+
+    def _know(self, name: str, generic: str, initials: str | None) -> None:
+        words = _words(name)
+        form = _Form(words=tuple(map(str.casefold, words)), letters="".join(words), generic=generic, initials=initials)
+        if not words or form.words in self._forms:
+            return
+        self._forms[form.words] = form
+        lengths = self._lengths.setdefault(form.words[0], [])
+        if len(words) not in lengths:
+            lengths.append(len(words))
 
     def __call__(self, text: str) -> str:
         """The text with every real name replaced; it is NFC normalised."""
@@ -161,8 +176,9 @@ class NameReplacer:
             if form is None:
                 index += 1
                 continue
-            start, end = tokens[index].start(), tokens[index + len(form.words) - 1].end()
+            end = tokens[index + len(form.words) - 1].end()
             found = "".join(token.group() for token in tokens[index : index + len(form.words)])
+            start = _with_initials(text, tokens[:index], tokens[index].start(), position, form)
             pieces += [text[position:start], _in_case_of(found, form)]
             position, index = end, index + len(form.words)
         return "".join([*pieces, text[position:]])
@@ -177,6 +193,23 @@ class NameReplacer:
             if all(_BETWEEN.fullmatch(gap) for gap in gaps) and _bounded(text, run[0].start(), run[-1].end()):
                 return form
         return None
+
+
+def _with_initials(text: str, before: list[re.Match[str]], start: int, position: int, form: _Form) -> int:
+    """Where "J. W. Marriott" begins, found by its surname; nothing before ``position`` is taken."""
+    letters = ""
+    for token in reversed(before[-_MOST_INITIALS:] if form.initials else []):
+        letters = token.group().casefold() + letters
+        near = token.start() >= position and _BETWEEN.fullmatch(text[token.end() : start])
+        if not (near and is_initials(token.group()) and _bounded(text, token.start(), token.end())):
+            break
+        if str(form.initials).endswith(letters) or str(form.initials).startswith(letters):
+            start = token.start()
+    return start
+
+
+def _words(text: str) -> list[str]:
+    return _word_pattern().findall(unicodedata.normalize("NFC", text))
 
 
 def _bounded(text: str, start: int, end: int) -> bool:

@@ -12,6 +12,19 @@ from pogdiff_cli.errors import Exit, PogdiffError
 
 Direction = Literal["higher", "lower"]
 
+#: Whose features a metric is computed from: the face recogniser's, or the general encoder's (App. B and E).
+#: What is not here needs none.
+FEATURES_OF: dict[str, Literal["face", "dino"]] = {
+    "fid": "face",
+    "kid": "face",
+    "prdc": "face",
+    "identity": "face",
+    "bleed": "face",
+    "dino": "dino",
+    "recall": "dino",
+    "copy": "dino",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:

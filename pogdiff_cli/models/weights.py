@@ -15,7 +15,9 @@ _WITH_WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2",
 
 def fetch_command(name: str) -> str:
     """What to type to have a hub model's configuration and safetensors on this machine."""
-    return f"hf download {name} --include '*.json' --include '*/*.txt' --include '*/*.model' --include '*.safetensors'"
+    kept = " ".join(f"--include '{pattern}'" for pattern in ("*.json", "*/*.txt", "*/*.model", "*/*.safetensors"))
+    left_out = " ".join(f"--exclude '{pattern}'" for pattern in ("*.fp16.safetensors", "*.non_ema.safetensors"))
+    return f"hf download {name} {kept} {left_out}"
 
 
 def resolve_pipeline(name_or_path: str, root: Path, *, weights: Literal["needed", "not needed"] = "needed") -> Path:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from pogdiff_cli.project.endpoint_config import EndpointSection
 from pogdiff_cli.project.judge_config import JudgeConfig
 from pogdiff_cli.project.section import OPERATIONAL, Section
 
@@ -33,12 +34,13 @@ class DataConfig(Section):
         return self
 
 
-class CaptionConfig(Section):
-    """What each photo's caption says, and under which name."""
+class CaptionConfig(EndpointSection):
+    """What each photo's caption says, under which name, and who writes it."""
 
     captioner: str = "template"
     prompts: tuple[str, ...] = ("An image of {name}.", "A photo of {name}.", "A portrait of {name}.")
     names: Literal["generic", "keep"] = "generic"  # Sec. 4.1: real names are replaced by random ones
+    instruction: str = Field("Describe this picture in one sentence. Do not name anyone.", min_length=1)
     allow_python: bool = Field(False, json_schema_extra=OPERATIONAL)  # whether captioner may name py:module:function
     batch_size: int = Field(4, ge=1, json_schema_extra=OPERATIONAL)
 

@@ -17,6 +17,8 @@ _METHOD_KEYS = {
     "t2h": {"t2h_temperature"},
     "vanilla": set(),
 }
+#: Keys of ``caption`` that only some captioners read.
+_CAPTIONER_KEYS = {("template",): ("prompts",), ("hf", "openai"): ("instruction", "options")}
 #: How log densities become weights (Eq. 11): training does that, and one density serves runs that differ in it.
 _INVERSE_KEYS = ("density.scale", "density.temperature", "density.mean")
 #: Components of a pipeline that read texts; each family has some of them.
@@ -61,9 +63,12 @@ class Freshness:
 
 def plan_caption(config: Config) -> StagePlan:
     """Captions and names from images and metadata."""
+    wanted = _pick(config, "seed", "caption", "pretrained_model_name_or_path")
+    kind = config.caption.captioner.partition(":")[0]
+    ignored = {f"caption.{key}" for other, keys in _CAPTIONER_KEYS.items() if kind not in other for key in keys}
     return StagePlan(
         key="caption",
-        parameters=_pick(config, "seed", "caption", "pretrained_model_name_or_path"),
+        parameters={key: value for key, value in wanted.items() if key not in ignored},
         inputs={"data": None},
         outputs=("artifacts/captions.jsonl", "artifacts/names.yaml"),
     )

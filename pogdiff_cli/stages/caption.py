@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from pogdiff_cli.project.yaml_writer import dump_yaml
 from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, load_dataset
 from pogdiff_cli.stages.inputs import input_digests, load_adapter
+
+if TYPE_CHECKING:
+    from pogdiff_cli.models.captioners import Captioner
 
 _FREE = ("template", "files")  # captioners that only compute
 _WRITTEN_AT_ONCE = 4096
@@ -65,7 +68,7 @@ def _caption(context: Context, dataset: Dataset, attempt: Attempt, known: Mappin
     if world.main or captioner not in _FREE:
         mine = todo if captioner in _FREE else world.share(todo)
         with CaptionWriter(project.captions if world.main else _part(project, world.rank)) as writer:
-            for batch in _captions(context, dataset, mine):
+            for batch in _captions(context, dataset, mine, names):
                 writer.append(batch)
     world.together()
     return _finish(context, requests, names, reused=len(done)) if world.main else Made()
@@ -80,7 +83,8 @@ def _finish(context: Context, requests: Sequence[CaptionRequest], names: Mapping
         order = dict.fromkeys([*(request.file_name for request in requests if request.file_name in found), *found])
         with atomic_file(project.captions) as path, CaptionWriter(path) as writer:
             writer.append(found[file_name] for file_name in order)
-    captions = [caption.caption for caption in read_captions(project.captions).values()]
+    written = read_captions(project.captions).values()
+    captions = [caption.caption for caption in written]
     write_text(project.names, "# identity: the name it has in captions and prompts\n" + dump_yaml(names))
     facts: dict[str, Any] = {
         "captions": len(captions),
@@ -89,6 +93,11 @@ def _finish(context: Context, requests: Sequence[CaptionRequest], names: Mapping
         "captioner": project.config.caption.captioner,
         "reused": reused,
     }
+    if project.config.caption.captioner not in _FREE:
+        undescribed = sum(caption.caption == caption.name for caption in written)
+        facts["undescribed"] = undescribed
+        if undescribed:
+            context.say(f"{undescribed} pictures were not described: the name alone is their caption.")
     return Made(facts=facts)
 
 
@@ -148,13 +157,15 @@ def _requests(dataset: Dataset, names: Mapping[str, str]) -> list[CaptionRequest
     ]
 
 
-def _captions(context: Context, dataset: Dataset, requests: Sequence[CaptionRequest]) -> Iterable[list[Caption]]:
+def _captions(
+    context: Context, dataset: Dataset, requests: Sequence[CaptionRequest], names: Mapping[str, str]
+) -> Iterable[list[Caption]]:
     config = context.project.config
     adapter = load_adapter(context)
     count_tokens = lru_cache(maxsize=100_000)(adapter.count_tokens)  # an identity's captions share its name
     # what costs nothing is not worth a flush to the disk every few images
-    size = _WRITTEN_AT_ONCE if config.caption.captioner in _FREE else config.caption.batch_size
-    texts = _texts(context, dataset, requests)
+    size = _WRITTEN_AT_ONCE if config.caption.captioner in _FREE else _batch_size(context)
+    texts = _texts(context, dataset, requests, names)
     batches = range(0, len(requests), size)
     for start in context.track(batches, "Captioning", len(batches)):
         batch = requests[start : start + size]
@@ -170,26 +181,55 @@ def _captions(context: Context, dataset: Dataset, requests: Sequence[CaptionRequ
         ]
 
 
-def _texts(context: Context, dataset: Dataset, requests: Sequence[CaptionRequest]) -> Any:
+def _texts(
+    context: Context, dataset: Dataset, requests: Sequence[CaptionRequest], names: Mapping[str, str]
+) -> Iterator[str]:
     caption = context.project.config.caption
     if caption.captioner == "template":
         check_prompts(caption.prompts, set(dataset.records.attributes))
         return iter(template_captions(caption.prompts, requests, seed=context.project.config.seed))
     if caption.captioner == "files":
         return iter(file_captions(requests))
-    return _described(context, dataset, requests)
+    return _described(context, dataset, requests, names)
 
 
-def _described(context: Context, dataset: Dataset, requests: Sequence[CaptionRequest]) -> Any:
-    from pogdiff_cli.models.captioners import load_captioner
-
-    config = context.project.config
-    captioner = load_captioner(config.caption.captioner, opts={"allow_python": config.caption.allow_python})
-    replaced = NameReplacer({request.identity: request.name for request in requests})
-    for start in range(0, len(requests), config.caption.batch_size):
-        batch = requests[start : start + config.caption.batch_size]
+def _described(
+    context: Context, dataset: Dataset, requests: Sequence[CaptionRequest], names: Mapping[str, str]
+) -> Iterator[str]:
+    if not requests:
+        return
+    captioner = _open_captioner(context)
+    replaced = NameReplacer(names)  # of all identities: whose surname is whose does not depend on what is left to do
+    size = _batch_size(context)
+    for start in range(0, len(requests), size):
+        batch = requests[start : start + size]
         images = [decode(dataset.images / request.file_name).image for request in batch]
         yield from (replaced(text) for text in captioner.describe(images, batch))
+
+
+def _batch_size(context: Context) -> int:
+    """Images that are described, and written to disk, at once: at least as many as are asked for at once."""
+    caption = context.project.config.caption
+    hosted = caption.captioner.startswith("openai:")
+    return max(caption.batch_size, caption.concurrency) if hosted else caption.batch_size
+
+
+def _open_captioner(context: Context) -> Captioner:
+    from pogdiff_cli.models.captioners import load_captioner
+
+    caption = context.project.config.caption
+    return load_captioner(
+        caption.captioner,
+        instruction=caption.instruction,
+        options=caption.options,
+        base_url=caption.base_url,
+        key_variable=caption.api_key_env,
+        timeout=caption.timeout,
+        retries=caption.max_retries,
+        threads=caption.concurrency,
+        allow_python=caption.allow_python,
+        device=str(context.devices.own),
+    )
 
 
 def caption_texts(context: Context, dataset: Dataset) -> list[str]:

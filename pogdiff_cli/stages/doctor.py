@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from pogdiff_cli.engine.devices import available, cpu
 from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.stages.context import Context, versions
 from pogdiff_cli.stages.embeddings import open_extractor
 from pogdiff_cli.stages.inputs import backbone_folder
+from pogdiff_cli.stages.requirements import captioner_need, extractor_need, judge_need, scoring_extractors
 
 _OPTIONAL = {
     "matplotlib": "pip install 'pogdiff[report]'  (report)",
@@ -66,14 +68,21 @@ def _project(context: Context) -> Iterator[Check]:
     else:
         yield Check(name="model", state="ok", detail=project.config.pretrained_model_name_or_path)
     yield from _memory(context, free)
-    specs = dict.fromkeys((project.config.index.extractor, project.config.evaluate.face, project.config.evaluate.dino))
-    for spec in specs:
-        try:
-            open_extractor(context, spec)
-        except PogdiffError as problem:
-            yield Check(name=f"extractor {spec}", state="missing", detail=problem.message, remedy=problem.hint or "")
-        else:
-            yield Check(name=f"extractor {spec}", state="ok", detail="loads")
+    for need in (captioner_need(project), judge_need(project)):
+        if need is not None:
+            yield _looked_at(need.name, "here", need.check)
+    for spec in dict.fromkeys((project.config.index.extractor, *scoring_extractors(project))):
+        need = extractor_need(project, spec)
+        yield _looked_at(need.name, "loads", need.check, partial(open_extractor, context, spec))
+
+
+def _looked_at(name: str, found: str, *checks: Callable[[], object]) -> Check:
+    try:
+        for check in checks:
+            check()
+    except PogdiffError as problem:
+        return Check(name=name, state="missing", detail=problem.message, remedy=problem.hint or "")
+    return Check(name=name, state="ok", detail=found)
 
 
 def _memory(context: Context, free: int) -> Iterator[Check]:

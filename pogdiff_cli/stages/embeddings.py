@@ -16,6 +16,7 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.extractors import Extractor, load_extractor
 from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.stages.context import Context
+from pogdiff_cli.stages.requirements import extractor_options
 
 _CHUNK = 256  # images a shard of the cache
 _READ = 16_384  # vectors copied at once
@@ -23,11 +24,7 @@ _READ = 16_384  # vectors copied at once
 
 def open_extractor(context: Context, spec: str) -> Extractor:
     """The extractor of a spec, with the options that ``extractors`` gives it (paths relative to the project)."""
-    configured = context.project.config.extractors
-    options: dict[str, Any] = dict(configured.get(spec, configured.get(spec.split(":", 1)[0], {})))
-    for key in ("weights", "detector", "predictor"):
-        if isinstance(options.get(key), str):
-            options[key] = str((context.project.root / options[key]).expanduser())
+    options = extractor_options(context.project, spec)
     return load_extractor(spec, opts=options, device=str(context.devices.own))
 
 

@@ -15,6 +15,7 @@ from pogdiff_cli.metrics.columns import score_columns
 from pogdiff_cli.metrics.compare import Comparison, compare
 from pogdiff_cli.metrics.gates import GateResult, check_gates, parse_gates
 from pogdiff_cli.metrics.inputs import ExtractorInfo, FeatureSet, IdentityFeatures, ScoreSettings
+from pogdiff_cli.metrics.registry import FEATURES_OF
 from pogdiff_cli.metrics.scores import Scores, read_scores
 from pogdiff_cli.models.extractors import Extractor
 from pogdiff_cli.project.atomic import write_text
@@ -30,19 +31,6 @@ from pogdiff_cli.stages.human import Human, human_ratings
 from pogdiff_cli.stages.inputs import input_digests
 from pogdiff_cli.stages.judge_questions import plan_questions, with_cost
 from pogdiff_cli.stages.sample import INDEX
-
-#: Whose features a metric is computed from: the face recogniser's, or the general encoder's (App. B and E).
-#: What is not here needs none.
-_FEATURES = {
-    "fid": "face",
-    "kid": "face",
-    "prdc": "face",
-    "identity": "face",
-    "bleed": "face",
-    "dino": "dino",
-    "recall": "dino",
-    "copy": "dino",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +108,7 @@ def gate_results(context: Context, run: Run, comparison: Comparison | None) -> l
 
 def _evaluate(context: Context, run: Run, dataset: Dataset, generated: list[Generated]) -> Made:
     config = context.project.config
-    wanted = tuple(metric for metric in config.evaluate.metrics if metric in _FEATURES)
+    wanted = tuple(metric for metric in config.evaluate.metrics if metric in FEATURES_OF)
     extractors = {key: open_extractor(context, _spec(config.evaluate, key)) for key in _keys(wanted)}
     features = [_features(context, dataset, generated, extractor) for extractor in extractors.values()]
     if not context.world.main:
@@ -161,7 +149,7 @@ def summary(scores: Scores) -> dict[str, Any]:
 def _settings(context: Context, wanted: tuple[str, ...], human: Human) -> ScoreSettings:
     config = context.project.config
     return ScoreSettings(
-        extractor_of={metric: _FEATURES[metric] for metric in wanted},
+        extractor_of={metric: FEATURES_OF[metric] for metric in wanted},
         true_set=config.evaluate.true_set,
         images_per_identity=config.evaluate.images_per_identity,
         few_images_per_identity=config.evaluate.few_images_per_identity,
@@ -174,7 +162,7 @@ def _settings(context: Context, wanted: tuple[str, ...], human: Human) -> ScoreS
 
 
 def _keys(wanted: tuple[str, ...]) -> list[str]:
-    return list(dict.fromkeys(_FEATURES[metric] for metric in wanted))
+    return list(dict.fromkeys(FEATURES_OF[metric] for metric in wanted))
 
 
 def _spec(config: EvaluateConfig, key: str) -> str:

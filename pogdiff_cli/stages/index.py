@@ -85,6 +85,7 @@ def _neighbours(context: Context, dataset: Dataset, extractor: Extractor, embedd
             "k": int(found.rows.shape[1]),
             "extractor": extractor.name,
             "extractor_digest": extractor.digest,
+            "preprocessing": extractor.preprocessing,
             "dim": extractor.dim,
             "no_face": int(faceless.sum()),
             "mean_similarity": round(float(similarities.mean(dtype=np.float64)), 4),
@@ -95,7 +96,7 @@ def _neighbours(context: Context, dataset: Dataset, extractor: Extractor, embedd
             os.replace(scratch / "embeddings.npy", folder / "embeddings.npy")
             np.save(folder / "neighbours.npy", found.rows, allow_pickle=False)
             np.save(folder / "similarities.npy", similarities, allow_pickle=False)
-            (folder / "index.json").write_text(json.dumps(facts | {"preprocessing": extractor.preprocessing}, indent=1))
+            (folder / "index.json").write_text(json.dumps(facts, indent=1))
     for note in found.notes:
         context.say(note)
     return Made(facts=facts)

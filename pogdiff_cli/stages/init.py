@@ -22,6 +22,7 @@ from pogdiff_cli.project.layout import CONFIG_NAME, MANIFEST_NAME
 from pogdiff_cli.project.manifest import Manifest, write_manifest
 from pogdiff_cli.project.templates import find_template
 from pogdiff_cli.project.yaml_reader import read_yaml
+from pogdiff_cli.stages.recipe import METADATA, read_recipe, select, write_selection
 
 _IGNORED = "artifacts/\nruns/\ndata/\nbase/\nmodels/\nreport.html\nrating.html\n.partial-*\n"
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -37,26 +38,23 @@ class Initialised:
     identities: int
 
 
-def run(root: Path, *, template: str | None, images: Path | None, track: Track = untracked) -> Initialised:
+def run(
+    root: Path, *, template: str | None, images: Path | None, seed: int | None = None, track: Track = untracked
+) -> Initialised:
     """Make the project; refuses a folder that is one already or that holds anything."""
     name = template or ("faces" if images is None else "sd15")
     source = find_template(name)
-    if images is not None and not images.is_dir():
-        raise PogdiffError(f"There is no folder {images}.", exit_code=Exit.DATA)
-    if images is not None and name == "faces":
-        raise PogdiffError(
-            "The template 'faces' brings its own photos.",
-            hint="For your pictures:  pogdiff init PATH --template sd15 --images DIR",
-            exit_code=Exit.USAGE,
-        )
-    _refuse_occupied(root)
-    counted = None if images is None else _read(root, images)
+    plan = _plan(source)
+    _refuse_what_does_not_fit(root, name, plan, images, seed)
+    selection = None
+    if "recipe" in plan:
+        selection = select(read_recipe(plan["recipe"]), images, template=name, seed=seed or 0)
+        counted: tuple[int, int] | None = len(selection.lines), selection.identities
+    else:
+        counted = None if images is None else _read(images)
     assets = read_assets(source / "assets.yaml") if (source / "assets.yaml").is_file() and images is None else {}
     wheels = {key: fetch(asset) for key, asset in track(assets.items(), "Fetching files of the template", len(assets))}
     root.mkdir(parents=True, exist_ok=True)
-    plan: dict[str, Any] = (
-        read_yaml(source / "template.yaml").values if (source / "template.yaml").is_file() else {}
-    ) or {}
     for item in ("README.md", *plan.get("copy", ())):
         _copy(source / item, root / item)
     if images is None and "photos" in plan:
@@ -64,11 +62,41 @@ def run(root: Path, *, template: str | None, images: Path | None, track: Track =
     for entry in plan.get("files", ()) if images is None else ():
         _unpack_file(entry, root, assets, wheels)
     (root / "data" / "images").mkdir(parents=True, exist_ok=True)
+    if selection is not None:
+        write_selection(root, selection)
     write_text(root / ".gitignore", _IGNORED)
-    write_text(root / CONFIG_NAME, _configuration(source, root, images))
+    write_text(root / CONFIG_NAME, _configuration(source, root, images, METADATA if selection else None))
     write_manifest(root / MANIFEST_NAME, Manifest(pogdiff=__version__, project=root.resolve().name))
     images_now, identities = counted or _counted(root)
     return Initialised(root=root, template=name, images=images_now, identities=identities)
+
+
+def _plan(source: Path) -> dict[str, Any]:
+    """What the template makes beside its configuration."""
+    file = source / "template.yaml"
+    return (read_yaml(file).values if file.is_file() else {}) or {}
+
+
+def _refuse_what_does_not_fit(
+    root: Path, name: str, plan: dict[str, Any], images: Path | None, seed: int | None
+) -> None:
+    if images is not None and not images.is_dir():
+        raise PogdiffError(f"There is no folder {images}.", exit_code=Exit.DATA)
+    if images is not None and "photos" in plan:
+        raise PogdiffError(
+            f"The template '{name}' brings its own photos.",
+            hint="For your pictures:  pogdiff init PATH --template sd15 --images DIR",
+            exit_code=Exit.USAGE,
+        )
+    if seed is not None and "recipe" not in plan:
+        raise PogdiffError(f"The template '{name}' draws nothing: --seed is for the paper's.", exit_code=Exit.USAGE)
+    _refuse_occupied(root)
+    if images is not None and root.resolve().is_relative_to(images.resolve()):
+        raise PogdiffError(
+            f"{root} lies among the pictures in {images}: what the project makes would be read as pictures.",
+            hint="Choose a path outside that folder.",
+            exit_code=Exit.USAGE,
+        )
 
 
 def _refuse_occupied(root: Path) -> None:
@@ -111,8 +139,8 @@ def _unpack_file(entry: dict[str, Any], root: Path, assets: dict[str, Asset], wh
     target.write_bytes(content[entry["member"]])
 
 
-def _configuration(source: Path, root: Path, images: Path | None) -> str:
-    """The template's ``pogdiff.yaml``, pointed at the user's pictures."""
+def _configuration(source: Path, root: Path, images: Path | None, chosen: str | None) -> str:
+    """The template's ``pogdiff.yaml``, pointed at the user's pictures; ``chosen`` is the metadata made here, if any."""
     text = (source / CONFIG_NAME).read_text(encoding="utf-8")
     if images is None:
         return text
@@ -121,6 +149,8 @@ def _configuration(source: Path, root: Path, images: Path | None) -> str:
     inside = folder.is_relative_to(root.resolve())
     shown = folder.relative_to(root.resolve()) if inside else folder
     text = _set(text, "images", json.dumps(str(shown), ensure_ascii=False))
+    if chosen is not None:
+        return _set(text, "metadata", chosen)
     return _set(text, "metadata", "null" if metadata is None else json.dumps(str(shown / metadata), ensure_ascii=False))
 
 
@@ -129,14 +159,8 @@ def _set(text: str, key: str, value: str) -> str:
     return re.sub(line, lambda found: f"{found[1]} {value}{found[2]}", text, count=1)
 
 
-def _read(root: Path, images: Path) -> tuple[int, int]:
+def _read(images: Path) -> tuple[int, int]:
     """Count the user's images and identities; whatever is wrong with them is said before anything is made."""
-    if root.resolve().is_relative_to(images.resolve()):
-        raise PogdiffError(
-            f"{root} lies among the pictures in {images}: what the project makes would be read as pictures.",
-            hint="Choose a path outside that folder.",
-            exit_code=Exit.USAGE,
-        )
     records = read_records(images, next((images / name for name in _METADATA if (images / name).is_file()), None))
     return len(records), len(records.identity_names)
 

@@ -12,12 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
-from PIL import Image
 
 from pogdiff_cli.data.images import decode
 from pogdiff_cli.errors import Exit, PogdiffError
@@ -26,6 +22,7 @@ from pogdiff_cli.metrics.judge_log import Entry, LogWriter, read_log
 from pogdiff_cli.metrics.judged import Judged, JudgedImage
 from pogdiff_cli.models.completions import ChatAnswer
 from pogdiff_cli.models.judges import Judge, Question, load_judge
+from pogdiff_cli.models.pictures import png_of
 from pogdiff_cli.project.judge_config import JudgeConfig
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.stages.context import Context
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
     from pogdiff_cli.stages.evaluate import Generated
 
 _LONGEST_ANSWER = 4000  # characters that are kept, and read
-_LONGEST_SIDE = 1024  # pixels; what hosted models see of a picture is not larger
 
 
 def run(context: Context, dataset: Dataset, generated: Sequence[Generated], run: Run) -> Judged:
@@ -156,8 +152,4 @@ def _entry(asked: Asked, answer: ChatAnswer, model: str) -> Entry:
 def _picture(path: Path, digest: str) -> bytes:
     """A PNG of the pixels alone, without EXIF, 1024 pixels at most on the longer side."""
     del digest  # under one path there may be another picture later
-    image = decode(path).image
-    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
-    file = BytesIO()
-    Image.fromarray(np.asarray(image)).save(file, format="PNG")
-    return file.getvalue()
+    return png_of(decode(path).image)

@@ -160,8 +160,8 @@ def _weights(context: Context, model: str) -> str | None:
     """The digest of a local model's files: the same folder may hold another model tomorrow."""
     if not model.startswith("hf:"):
         return None
-    from pogdiff_cli.models.judges.local import weights_folder
+    from pogdiff_cli.models.snapshots import local_snapshot
 
-    folder = weights_folder(model)
+    folder = local_snapshot(model, "judge")
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".json", ".jinja", ".model")]
     return digest_value([(path.name, context.project.digests.of(path)) for path in files])

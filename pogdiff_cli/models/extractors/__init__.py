@@ -1,4 +1,4 @@
-"""Feature extractors, named in one string: ``dlib``, ``hf:ID#cls``, ``onnx:PATH``, ``py:module:function``."""
+"""Feature extractors by their specification: ``dlib``, ``hf:ID#cls``, ``timm:NAME``, ``onnx:PATH``, ``py:M:NAME``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pogdiff_cli.models.extractors.protocol import Embeddings, Extractor
 
 __all__ = ["Embeddings", "Extractor", "load_extractor"]
 
-_KINDS = "dlib, hf:ID_OR_DIR[@revision]#cls|pooler|mean, onnx:PATH[#output], py:module:function"
+_KINDS = (
+    "dlib, hf:ID_OR_DIR[@revision]#cls|pooler|mean, timm:NAME_OR_DIR[@revision], onnx:PATH[#output], py:module:function"
+)
 
 
 def load_extractor(spec: str, *, opts: Mapping[str, Any] | None = None, device: str = "cpu") -> Extractor:
@@ -29,6 +31,10 @@ def load_extractor(spec: str, *, opts: Mapping[str, Any] | None = None, device: 
         from pogdiff_cli.models.extractors.hub import load_hub
 
         return load_hub(spec, opts, device)
+    if kind == "timm" and rest:
+        from pogdiff_cli.models.extractors.timm_model import load_timm
+
+        return load_timm(spec, opts, device)
     if kind == "onnx" and rest:
         from pogdiff_cli.models.extractors.onnx_graph import load_onnx
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,7 @@ class DlibFace:
 def load(spec: str, opts: Mapping[str, Any]) -> DlibFace:
     """The extractor ``dlib``: options ``weights``, and ``chip`` or ``aligner: landmarks``."""
     refuse_unknown(spec, opts, ("weights", "chip", "aligner", "predictor", "detector"))
-    file = "dlib_face_recognition_resnet_model_v1.dat"
-    fetch = _FETCH.format(option="weights", file=file)
-    weights = existing_file(spec, opts.get("weights"), f"the file {file}", fetch)
+    weights = refuse_without_files(spec, opts)
     dlib = import_dlib()
     files = [weights]
     aligner = opts.get("aligner", "none")
@@ -101,6 +100,17 @@ def load(spec: str, opts: Mapping[str, Any]) -> DlibFace:
         network=dlib.face_recognition_model_v1(str(weights)),
         to_chip=to_chip,
     )
+
+
+def refuse_without_files(spec: str, opts: Mapping[str, Any]) -> Path:
+    """The network's file; exit 4 where it, or the predictor or detector that is named, is not there."""
+    file = "dlib_face_recognition_resnet_model_v1.dat"
+    fetch = _FETCH.format(option="weights", file=file)
+    weights = existing_file(spec, opts.get("weights"), f"the file {file}", fetch)
+    if opts.get("aligner") == "landmarks" and "chip" not in opts:
+        fetch = _FETCH.format(option="predictor", file="shape_predictor_5_face_landmarks.dat")
+        existing_file(spec, opts.get("predictor"), "a shape predictor", fetch)
+    return weights
 
 
 def import_dlib() -> Any:

@@ -1,4 +1,4 @@
-"""Captioners that look at the picture; wording templates and the user's own files need none."""
+"""What every captioner offers, and the one that is the user's own function."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from PIL import Image
 
 from pogdiff_cli.errors import Exit, PogdiffError
-from pogdiff_cli.models.python_hook import import_function
 
 
 class Request(Protocol):
@@ -70,17 +69,14 @@ class PythonCaptioner:
                 hint="It must return one string a picture.",
                 exit_code=Exit.USAGE,
             )
-        return [" ".join(caption.split()) for caption in captions]
+        return [one_line(caption) for caption in captions]
 
 
-def load_captioner(spec: str, *, opts: Mapping[str, Any] | None = None) -> Captioner:
-    """The captioner that ``spec`` names: ``py:module:function`` with the option ``allow_python: true``."""
-    opts = opts or {}
-    if spec.startswith("py:"):
-        function = import_function(spec, allowed="yes" if opts.get("allow_python") is True else "no")
-        return PythonCaptioner(name=spec, function=function)
-    raise PogdiffError(
-        f"The captioner {spec!r} cannot be had.",
-        hint="Name template, files, or py:module:function for a model of your own.",
-        exit_code=Exit.USAGE,
-    )
+def instruction_for(instruction: str, request: Request) -> str:
+    """The instruction with ``{name}`` filled in: the generic name, never the real one."""
+    return instruction.replace("{name}", request.name)
+
+
+def one_line(text: str) -> str:
+    """A caption is one line."""
+    return " ".join(text.split())

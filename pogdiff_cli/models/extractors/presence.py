@@ -1,0 +1,38 @@
+"""Whether what an extractor needs is on this machine, told without loading any of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.models.snapshots import refuse_without_weights
+
+
+def refuse_absent(spec: str, opts: Mapping[str, Any]) -> None:
+    """Exit 4 with the command to type where weights or a package are missing."""
+    kind, _, rest = spec.partition(":")
+    if kind == "dlib":
+        from pogdiff_cli.models.extractors.dlib_face import refuse_without_files
+
+        refuse_without_files(spec, opts)
+        _refuse_without("dlib", spec, "pip install 'pogdiff[demo]'")
+    elif kind == "hf" and rest:
+        refuse_without_weights(spec, "extractor")
+    elif kind == "timm" and rest:
+        from pogdiff_cli.models.extractors.timm_model import weights_spec
+
+        refuse_without_weights(weights_spec(spec), "extractor")
+        _refuse_without("timm", spec, "pip install timm, with a torchvision built for your torch")
+    elif kind == "onnx" and rest:
+        path = Path(rest.partition("#")[0])
+        if not path.is_file():
+            raise PogdiffError(f"There is no ONNX file {path}.", exit_code=Exit.MISSING)
+        _refuse_without("onnxruntime", spec, "pip install 'pogdiff[onnx]'")
+
+
+def _refuse_without(package: str, spec: str, command: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise PogdiffError(f"The extractor {spec} needs {package}.", hint=f"Run: {command}", exit_code=Exit.MISSING)
