@@ -18,7 +18,7 @@ from pogdiff_cli.engine import checkpoint
 from pogdiff_cli.engine.batches import Batches, HostBatch
 from pogdiff_cli.engine.feed import host_batches, on_device
 from pogdiff_cli.engine.interruption import Agreement, Request, listening
-from pogdiff_cli.engine.memory import OUT_OF_MEMORY, in_pieces, is_out_of_memory, memory_explained
+from pogdiff_cli.engine.memory import OUT_OF_MEMORY, in_pieces, is_out_of_memory, keep_freed_memory, memory_explained
 from pogdiff_cli.engine.metrics_log import MetricsLog
 from pogdiff_cli.engine.objectives import Objective
 from pogdiff_cli.engine.optimizer import GuardedStep, make_optimizer
@@ -93,6 +93,8 @@ class Trainer:
         self.train, self.places, self.fingerprint = train, places, fingerprint
         self.world = world or World()
         self.device = adapter.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if train.mixed_precision == "fp16" and self.device.type != "cuda":
             raise PogdiffError(
                 "train.mixed_precision fp16 needs a GPU.", hint="Use bf16 or no on the CPU.", exit_code=Exit.USAGE
