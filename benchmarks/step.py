@@ -20,13 +20,14 @@ from benchmarks import results
 from benchmarks.projects import ENDLESS, make_faces, prepare
 from benchmarks.ratios import MIN_PAIRS, Figure, Target, ratio
 from benchmarks.sides import Block, Kind, Running, Side, running, take_turns
+from pogdiff_cli.project.config import TrainConfig
 
 #: Side: which loop, and its settings. In ``both`` and ``naive`` no caption is dropped: no row can be left out.
 _EVERY_ROW = ("train.method=pogdiff", "train.neighbour_grad=both", "train.roulette=null", "train.caption_dropout=0.0")
 SIDES: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "plain": ("plain", ()),
     "vanilla": ("pogdiff", ("train.method=vanilla",)),
-    "pogdiff": ("pogdiff", ("train.method=pogdiff",)),
+    "pogdiff": ("pogdiff", ("train.method=pogdiff", f"train.roulette={TrainConfig().roulette}")),
     "both": ("pogdiff", _EVERY_ROW),
     "naive": ("naive", _EVERY_ROW),
 }
