@@ -126,6 +126,7 @@ def captions_of(project: TinyProject) -> bytes:
     return (project.root / "artifacts" / "captions.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_captions_neighbours_and_images_are_those_of_one_process(project: TinyProject, tmp_path: Path) -> None:
     (tmp_path / "describer.py").write_text(
         "import os\n"
@@ -153,6 +154,7 @@ def test_captions_neighbours_and_images_are_those_of_one_process(project: TinyPr
     assert not list((project.root / "artifacts").glob("captions.part-*"))
 
 
+@pytest.mark.slow
 def test_samples_are_shared_and_are_those_of_one_process(prepared: TinyProject) -> None:
     images = []
     for processes in ("1", "2"):
@@ -164,6 +166,7 @@ def test_samples_are_shared_and_are_those_of_one_process(prepared: TinyProject) 
     assert images[0] == images[1]
 
 
+@pytest.mark.slow
 def test_scores_of_two_processes_are_those_of_one(prepared: TinyProject) -> None:
     scores = []
     for processes in ("1", "2"):

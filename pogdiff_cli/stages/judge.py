@@ -6,13 +6,16 @@ most ``evaluate.judge.concurrency`` answers that it does not have; whatever stan
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from pogdiff_cli.data.images import decode
@@ -120,7 +123,7 @@ class _Asker:
 
 
 def _ask(context: Context, asker: _Asker, todo: Sequence[Asked]) -> None:
-    with ThreadPoolExecutor(asker.judge.threads, thread_name_prefix="judge") as pool:
+    with _stopping(asker.stop), ThreadPoolExecutor(asker.judge.threads, thread_name_prefix="judge") as pool:
         futures = [pool.submit(asker, asked) for asked in todo]
         try:
             for future in context.track(as_completed(futures), f"Asking {asker.judge.name}", len(todo)):
@@ -129,6 +132,30 @@ def _ask(context: Context, asker: _Asker, todo: Sequence[Asked]) -> None:
             asker.stop.set()  # what is under way is waited for and kept: it is paid
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """The first SIGINT sets ``stop`` and ends the body in order: raised amid a wait, it can be lost in a callback."""
+    asked = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked.is_set():
+        raise KeyboardInterrupt
 
 
 def _entry(asked: Asked, answer: ChatAnswer, model: str) -> Entry:
