@@ -55,7 +55,7 @@ def _piece(batch: HostBatch, start: int, stop: int) -> HostBatch:
 def keep_freed_memory() -> None:
     """Linux, on the CPU: let the allocator keep what a step frees, for the next step asks for it again.
 
-    By default glibc hands it back and the system clears every page anew: some 5 % of a step (benchmarks/step.py).
+    By default glibc hands it back, and the system has to clear every page anew.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -23,7 +24,7 @@ from pogdiff_cli.models.weights import component_classes, read_json
 _CLIP_POSITIONS = 75
 
 
-class Backbone:
+class Backbone(ABC):
     """Frozen components by name, loaded when first asked for. Subclasses are the families."""
 
     family: ClassVar[str]
@@ -68,8 +69,9 @@ class Backbone:
                 exit_code=Exit.MISSING,
             )
 
+    @abstractmethod
     def _noise_path(self) -> NoisePath:
-        raise NotImplementedError
+        """How noise and image mix in this family."""
 
     # components
 
