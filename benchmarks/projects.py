@@ -19,9 +19,9 @@ ENDLESS = ("train.max_train_steps=1000000", "train.checkpointing_steps=1000000")
 
 
 def make_faces(folder: Path) -> Path:
-    """``pogdiff init --template faces``, and what its training reads. The density's fit is kept short."""
+    """``pogdiff init --template faces``, and what its training reads, as it is: a side with other settings would make it anew."""
     pogdiff("init", str(folder), "--template", "faces")
-    prepare(folder, ("density.steps=200",))
+    prepare(folder)
     return folder
 
 
