@@ -19,7 +19,7 @@ ENDLESS = ("train.max_train_steps=1000000", "train.checkpointing_steps=1000000")
 
 
 def make_faces(folder: Path) -> Path:
-    """``pogdiff init --template faces``, and what its training reads, as it is: a side with other settings would make it anew."""
+    """``pogdiff init --template faces``, and what its training reads, fitted as its sides will ask for it."""
     pogdiff("init", str(folder), "--template", "faces")
     prepare(folder)
     return folder
