@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.study import grid, runs
+from benchmarks.study import grid, page, runs
 from benchmarks.study.differences import difference, interval
 
 
@@ -92,3 +92,33 @@ def test_in_the_split_for_choices_heads_and_tails_change_places(tmp_path: Path) 
         ("tail", "heldout"): 2,
     }
     assert [record["file_name"] for record in changed] == [record["file_name"] for record in records]
+
+
+def test_the_page_has_every_condition_and_the_differences_of_the_last_filing_of_a_job(tmp_path: Path) -> None:
+    people = {"a": 0.5, "b": 0.6, "c": 0.7}
+    lines = [_result(seed, people) for seed in range(2)]
+    vanilla = [{**line, "condition": "vanilla"} for line in lines]
+    better = [_result(seed, {who: value + 0.1 for who, value in people.items()}) for seed in range(2)]
+    filed = [{**_result(0, people), "condition": "pogdiff"}, *({**line, "condition": "pogdiff"} for line in better)]
+    for line in (*vanilla, *filed):
+        line["identities"] += [{**each, "shot": "many"} for each in line["identities"]]
+        for each in line["identities"]:
+            each |= {"mean_gap_unbiased": 0.1, "bleed": 0.01, "copy": 0.0}
+    source = tmp_path / "study"
+    source.mkdir()
+    text = "".join(json.dumps(line) + "\n" for line in (*vanilla, *filed))
+    (source / "own-captions-final.jsonl").write_text(text, encoding="utf-8")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n", encoding="utf-8")
+    page.write(tmp_path, source)
+    content = json.loads((tmp_path / "faces.json").read_text(encoding="utf-8"))
+    found = content["few"]["vanilla"]
+    assert found["recall"]["mean"] == pytest.approx(0.1)
+    assert found["fid"]["mean"] == pytest.approx(-0.1)
+    assert (found["recall"]["low"], found["recall"]["high"]) == pytest.approx((0.1, 0.1))
+    assert found["identity_accuracy"]["seeds"] == 2
+    made = readme.read_text(encoding="utf-8")
+    assert made.startswith("before\n")
+    assert made.endswith("after\n")
+    assert "old" not in made
+    assert "| few | vanilla | 2 | -0.100 (-0.100 to -0.100) | +0.100 (+0.100 to +0.100) |" in made

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.study import grid, runs
+from benchmarks.study import grid, page, runs
 from benchmarks.study.table import table
 
 
@@ -18,6 +18,9 @@ def main() -> int:
     options = _options()
     if options.what == "show":
         print(table(runs.filed(runs.FILED / f"{options.regime}-{options.split}.jsonl")))
+        return 0
+    if options.what == "page":
+        print(page.write())
         return 0
     conditions = grid.SWEEP if options.sweep else grid.CONDITIONS
     if options.only:
@@ -33,7 +36,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "show"))
+    parser.add_argument("what", choices=("run", "show", "page"))
     parser.add_argument("--regime", choices=tuple(grid.REGIMES), default="own-captions")
     parser.add_argument("--split", choices=("final", "choice"), default="final")
     parser.add_argument("--seeds", type=int, default=5)

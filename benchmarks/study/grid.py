@@ -67,6 +67,10 @@ CONDITIONS: dict[str, Settings] = {
     "pogdiff balanced": {**_POGDIFF, **_BALANCED},
 }
 
+#: Who is compared with whom in the tables.
+CANDIDATE = "pogdiff"
+BASELINES = tuple(name for name in CONDITIONS if name != CANDIDATE)
+
 #: Tried on the split ``choice`` with few seeds, to choose the settings above.
 SWEEP: dict[str, Settings] = {
     "k1 mean1": {**_POGDIFF, "index.k": 1},
