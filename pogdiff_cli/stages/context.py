@@ -20,7 +20,7 @@ from pogdiff_cli.progress import Track, untracked
 from pogdiff_cli.project.atomic import full_disk_explained
 from pogdiff_cli.project.layout import Project
 from pogdiff_cli.project.leases import leased
-from pogdiff_cli.project.lineage import Freshness, StagePlan, freshness
+from pogdiff_cli.project.lineage import Freshness, StagePlan, as_asked, freshness
 from pogdiff_cli.project.locks import locked
 from pogdiff_cli.project.manifest import Manifest, StageRecord
 
@@ -144,7 +144,8 @@ def _run(
         started=started,
     )
     before = project.manifest().record(plan.key)
-    same = before is not None and before.parameters == plan.parameters and before.inputs == dict(inputs)
+    asked = None if before is None else as_asked(before, inputs)
+    same = asked is not None and asked.parameters == plan.parameters and asked.inputs == dict(inputs)
     update(context, plan.key, record)
     attempt: Attempt = "go on" if same and context.mode != "force" else "anew"
     context.world.say({"attempt": attempt})
