@@ -119,8 +119,8 @@ def test_two_at_a_time_are_one_and_a_refusal(tmp_path: Path, monkeypatch: pytest
 
     def meanwhile(path: Path, text: str) -> None:
         if path.name == ".gitignore":
+            monkeypatch.undo()
             with pytest.raises(PogdiffError, match="Another 'pogdiff init'") as caught:
-                monkeypatch.undo()
                 make(tmp_path / "p")
             met.append(caught.value.exit_code)
         write(path, text)

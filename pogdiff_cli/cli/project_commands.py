@@ -94,13 +94,22 @@ def status(session: Session, /, **options: Any) -> None:
 
 
 @click.command()
+@click.option("--repair", is_flag=True, help="Read every byte; set aside or make again what is damaged.")
+@click.option("--dry-run", is_flag=True, help="With --repair: say what would be done, and do nothing.")
 @project_options
 @click.pass_obj
-def doctor(session: Session, /, **options: Any) -> int:
-    """Show devices, versions, memory, disk, and what is missing."""
+def doctor(session: Session, /, repair: bool, **options: Any) -> int:
+    """Show devices, versions, memory, disk, what is missing and what is damaged."""
     from rich.markup import escape
 
     from pogdiff_cli.project.layout import find_root
+
+    if repair:
+        from pogdiff_cli.cli.upkeep import show_repair
+
+        return show_repair(session, make_context(session, options))
+    if options.pop("dry_run"):
+        raise PogdiffError("--dry-run goes with --repair: doctor alone changes nothing.", exit_code=Exit.USAGE)
     from pogdiff_cli.stages import doctor as stage
 
     try:
@@ -112,12 +121,12 @@ def doctor(session: Session, /, **options: Any) -> int:
         context = make_context(session, options)
     checks = stage.run(context)
     session.display.emit({"checks": [asdict(check) for check in checks]})
-    colours = {"ok": "green", "missing": "red", "absent": "dim"}
+    colours = {"ok": "green", "missing": "red", "damaged": "red", "noted": "yellow", "absent": "dim"}
     for check in checks:
         session.display.line(f"[{colours[check.state]}]{check.state:<8}[/]{escape(check.name)}: {escape(check.detail)}")
         if check.remedy:
             session.display.line(f"        {escape(check.remedy)}")
-    return int(Exit.MISSING if any(check.state == "missing" for check in checks) else Exit.OK)
+    return int(Exit.MISSING if any(check.state in ("missing", "damaged") for check in checks) else Exit.OK)
 
 
 @click.command()
