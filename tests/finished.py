@@ -1,4 +1,4 @@
-"""A finished project with all settings in its file, and the command line in it; for tests that do something to copies."""
+"""A finished project with all settings in its file, and the command line; for tests that do something to copies."""
 
 from __future__ import annotations
 

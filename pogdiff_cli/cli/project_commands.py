@@ -1,4 +1,4 @@
-"""Commands about a project as a whole: init, inspect, status, doctor, completion."""
+"""Commands about a project as a whole: init, inspect, status, doctor, gc, completion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
+from pogdiff_cli.cli.gc_command import gc
 from pogdiff_cli.cli.options import Session, make_context, output_options, project_options, set_display
 from pogdiff_cli.errors import Exit, PogdiffError
 
@@ -142,4 +143,4 @@ def completion(context: click.Context, shell: str) -> None:
 
 
 BEFORE = (init, inspect)
-AFTER = (status, doctor, completion)
+AFTER = (status, doctor, gc, completion)

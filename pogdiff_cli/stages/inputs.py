@@ -101,12 +101,15 @@ def image_condition(
 
 def caption_cache(context: Context) -> TensorCache:
     """The cache of this backbone's text embeddings."""
+    return text_cache(context.project.cache, encoder_digest=caption_encoder_digest(context))
+
+
+def caption_encoder_digest(context: Context) -> str:
+    """Of what decides how a text is embedded."""
     # the index says whether an empty prompt is read as zeros
     digest = backbone_digest(context, *TEXT_PARTS, "model_index.json")
     length = context.project.config.train.max_token_length
-    return text_cache(
-        context.project.cache, encoder_digest=digest if length is None else digest_value([digest, length])
-    )
+    return digest if length is None else digest_value([digest, length])
 
 
 def _belongs(path: Path, components: tuple[str, ...]) -> bool:
