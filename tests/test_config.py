@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,31 @@ def test_a_wrong_flag_is_named_as_the_source(tmp_path: Path, overrides: dict[str
     assert [part for part in parts if part not in message] == []
 
 
-def test_a_misspelt_variable_is_refused_with_the_nearest_and_one_for_other_purposes_is_not(tmp_path: Path) -> None:
-    message = refusal(tmp_path, "", environment={"POGDIFF_TRAIN__LEARNINGRATE": "1"})
-    assert "Did you mean POGDIFF_TRAIN__LEARNING_RATE?" in message
-    assert load(tmp_path, "", environment={"POGDIFF_CACHE": "/somewhere"}) == Config()
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("POGDIFF_TRAIN__LEARNINGRATE", "POGDIFF_TRAIN__LEARNING_RATE"),
+        ("POGDIFF_SEEED", "POGDIFF_SEED"),
+        ("POGDIFF_CACH", "POGDIFF_CACHE"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_nearest(tmp_path: Path, variable: str, meant: str) -> None:
+    message = refusal(tmp_path, "", environment={variable: "1"})
+    assert f"The variable {variable} names no setting" in message
+    assert f"Did you mean {meant}?" in message
+
+
+def test_a_variable_that_is_like_no_setting_is_refused_too(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "", environment={"POGDIFF_XYZZY": "1"})
+    assert "unset POGDIFF_XYZZY" in message
+
+
+def test_every_variable_that_the_program_reads_for_other_purposes_is_let_through(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    sources = [path.read_text() for top in ("pogdiff_cli", "templates") for path in (root / top).rglob("*.py")]
+    read = {name for text in sources for name in re.findall(r"[\"'](POGDIFF_[A-Z]+(?:_[A-Z]+)*)[\"']", text)}
+    assert read >= {"POGDIFF_CACHE", "POGDIFF_LAUNCH_FOLDER", "POGDIFF_ASSETS"}
+    assert load(tmp_path, "", environment=dict.fromkeys(read, "/somewhere")) == Config()
 
 
 def test_a_section_whose_keys_are_all_commented_out_is_an_empty_one(tmp_path: Path) -> None:

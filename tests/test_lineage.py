@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TinyProject
 
 from pogdiff_cli.project.config import Config, dotted
 from pogdiff_cli.project.layout import Project
@@ -25,7 +28,8 @@ NOTHING: set[str] = set()
 
 #: For every key: another value, and what it makes stale in a project whose run is PoGDiff, fully fine-tuned.
 TABLE: dict[str, tuple[Any, set[str]]] = {
-    # The weights and the random numbers reach everything but the index, which is computed from the images alone.
+    # The weights (other ones lie elsewhere here) and the random numbers reach everything but the index, which is
+    # computed from the images alone.
     "pretrained_model_name_or_path": ("elsewhere", CAPTION),
     "seed": (1, CAPTION),
     # Where images lie does not matter, only what they are: their digest is an input of its own.
@@ -205,7 +209,8 @@ class Road:
         return plan_run(self.project(changes).config, "a")
 
     def inputs(self, project: Project, plan: StagePlan, data: str = "images") -> dict[str, str]:
-        known = {"data": data, "model": f"weights of {project.config.pretrained_model_name_or_path}"}
+        model = f"weights of {project.config.pretrained_model_name_or_path}"
+        known = {"data": data, "model": model, "tokenizer": model}
         return {
             name: known[name] if path is None else project.digests.of(self.root / path) or "missing"
             for name, path in plan.inputs.items()
@@ -339,3 +344,41 @@ def test_a_folders_digest_speaks_of_names_and_contents(tmp_path: Path) -> None:
         seen.add(digests.of(folder))
     assert len(seen) == 3
     assert digests.of(tmp_path / "nothing") is None
+
+
+def test_weights_that_were_moved_are_the_same_and_others_in_their_place_are_not(
+    project: TinyProject, tmp_path: Path
+) -> None:
+    moved, other = (Path(shutil.copytree(setting_of(project), tmp_path / name)) for name in ("moved", "other"))
+    for file in (other / "tokenizer").glob("*.json"):
+        file.write_text(file.read_text() + "\n")
+    assert project("fit-density").status == 0
+    reasons = {}
+    for name, folder in (("moved", moved), ("other", other)):
+        stages = json.loads(project("status", "--json", *pointed(folder)).out)["stages"]
+        reasons[name] = {stage["key"]: stage["reasons"] for stage in stages}
+    assert (reasons["moved"]["caption"], reasons["moved"]["fit-density"]) == ([], [])
+    assert reasons["other"]["caption"] == ["tokenizer changed"]
+    assert reasons["other"]["fit-density"] == ["model changed", "caption is not up to date"]
+    # captions that are made need no model
+    gone = project("caption", "--json", *pointed("nobody/nothing"))
+    assert json.loads(gone.out)["stages"][0]["state"] == "up to date", gone.err
+
+
+def pointed(folder: Path | str) -> tuple[str, str]:
+    return "--set", f"pretrained_model_name_or_path={folder}"
+
+
+def setting_of(project: TinyProject) -> Path:
+    return Path(next(s for s in project.settings if s.startswith("pretrained")).partition("=")[2])
+
+
+def test_a_record_of_before_is_compared_by_what_it_says(tmp_path: Path) -> None:
+    road = Road(tmp_path)
+    manifest = road.project({}).manifest()
+    for record in [*manifest.stages.values(), *manifest.runs["a"].values()]:
+        record.parameters["pretrained_model_name_or_path"] = "where/it/lay"
+        record.inputs.pop("tokenizer", None)
+    road.project({}).write_manifest(manifest)
+    assert road.stale({}) == NOTHING
+    assert road.stale({"caption.names": "keep"}) == CAPTION

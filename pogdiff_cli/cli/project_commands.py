@@ -1,4 +1,4 @@
-"""Commands about a project as a whole: init, inspect, status, doctor, completion."""
+"""Commands about a project as a whole: init, inspect, status, doctor, gc, completion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
+from pogdiff_cli.cli.gc_command import gc
 from pogdiff_cli.cli.options import Session, make_context, output_options, project_options, set_display
 from pogdiff_cli.errors import Exit, PogdiffError
 
@@ -94,13 +95,22 @@ def status(session: Session, /, **options: Any) -> None:
 
 
 @click.command()
+@click.option("--repair", is_flag=True, help="Read every byte; set aside or make again what is damaged.")
+@click.option("--dry-run", is_flag=True, help="With --repair: say what would be done, and do nothing.")
 @project_options
 @click.pass_obj
-def doctor(session: Session, /, **options: Any) -> int:
-    """Show devices, versions, memory, disk, and what is missing."""
+def doctor(session: Session, /, repair: bool, **options: Any) -> int:
+    """Show devices, versions, memory, disk, what is missing and what is damaged."""
     from rich.markup import escape
 
     from pogdiff_cli.project.layout import find_root
+
+    if repair:
+        from pogdiff_cli.cli.upkeep import show_repair
+
+        return show_repair(session, make_context(session, options))
+    if options.pop("dry_run"):
+        raise PogdiffError("--dry-run goes with --repair: doctor alone changes nothing.", exit_code=Exit.USAGE)
     from pogdiff_cli.stages import doctor as stage
 
     try:
@@ -112,12 +122,12 @@ def doctor(session: Session, /, **options: Any) -> int:
         context = make_context(session, options)
     checks = stage.run(context)
     session.display.emit({"checks": [asdict(check) for check in checks]})
-    colours = {"ok": "green", "missing": "red", "absent": "dim"}
+    colours = {"ok": "green", "missing": "red", "damaged": "red", "noted": "yellow", "absent": "dim"}
     for check in checks:
         session.display.line(f"[{colours[check.state]}]{check.state:<8}[/]{escape(check.name)}: {escape(check.detail)}")
         if check.remedy:
             session.display.line(f"        {escape(check.remedy)}")
-    return int(Exit.MISSING if any(check.state == "missing" for check in checks) else Exit.OK)
+    return int(Exit.MISSING if any(check.state in ("missing", "damaged") for check in checks) else Exit.OK)
 
 
 @click.command()
@@ -133,4 +143,4 @@ def completion(context: click.Context, shell: str) -> None:
 
 
 BEFORE = (init, inspect)
-AFTER = (status, doctor, completion)
+AFTER = (status, doctor, gc, completion)

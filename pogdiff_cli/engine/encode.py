@@ -52,16 +52,24 @@ def text_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def latent_space(*, vae_digest: str, resolution: int, resize: str) -> str:
+    """The folder's name, below that of all caches, for one VAE and one image transform."""
+    return "latents/" + digest_value([_SCHEMA, vae_digest, resolution, resize]).removeprefix("sha256:")[:16]
+
+
+def text_space(*, encoder_digest: str) -> str:
+    """The folder's name for one text encoder and tokenizer."""
+    return "text/" + digest_value([_SCHEMA, encoder_digest]).removeprefix("sha256:")[:16]
+
+
 def latent_cache(folder: Path, *, vae_digest: str, resolution: int, resize: str) -> TensorCache:
     """The cache of one VAE and one image transform."""
-    space = digest_value([_SCHEMA, vae_digest, resolution, resize]).removeprefix("sha256:")[:16]
-    return TensorCache(folder / "latents" / space)
+    return TensorCache(folder / latent_space(vae_digest=vae_digest, resolution=resolution, resize=resize))
 
 
 def text_cache(folder: Path, *, encoder_digest: str) -> TensorCache:
     """The cache of one text encoder and tokenizer."""
-    space = digest_value([_SCHEMA, encoder_digest]).removeprefix("sha256:")[:16]
-    return TensorCache(folder / "text" / space)
+    return TensorCache(folder / text_space(encoder_digest=encoder_digest))
 
 
 def encode_latents(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pogdiff_cli.project.atomic import HIDDEN, write_text
 
@@ -29,23 +29,30 @@ def digest_bytes(path: Path) -> str:
 
 
 class Digests:
-    """Digests of files and folders, remembered by size, change time and inode in one JSON file."""
+    """Digests of files and folders, remembered by size, change time and inode in one JSON file.
 
-    def __init__(self, cache: Path | None = None) -> None:
+    Where ``trust`` is "nothing" every file is read once by this object, whatever is remembered of it.
+    """
+
+    def __init__(
+        self, cache: Path | None = None, *, trust: Literal["unchanged files", "nothing"] = "unchanged files"
+    ) -> None:
         self._cache = cache
         self._known: dict[str, list[Any]] = _read(cache)
         self._changed = False
+        self._trust = trust
+        self._seen: set[str] = set()
 
     def of(self, path: Path) -> str | None:
         """Digest of a file, or of a folder's relative paths and contents; None if there is nothing."""
         if path.is_dir():
-            entries = [
-                (item.relative_to(path).as_posix(), self._file(item))
-                for item in sorted(path.rglob("*"))
-                if item.is_file() and HIDDEN not in item.as_posix()
-            ]
-            return digest_value(entries)
+            return digest_value(list(self.files(path).items()))
         return self._file(path) if path.is_file() else None
+
+    def files(self, folder: Path) -> dict[str, str]:
+        """Digest of each file of a folder by its relative path; what is half written does not count."""
+        found = [(item, item.relative_to(folder).as_posix()) for item in sorted(folder.rglob("*")) if item.is_file()]
+        return {name: self._file(item) for item, name in found if HIDDEN not in name}
 
     def save(self) -> None:
         """Write what was learnt; losing it costs only time."""
@@ -57,9 +64,10 @@ class Digests:
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         known = self._known.get(str(path))
-        if known is not None and known[:-1] == stamp:
+        if known is not None and known[:-1] == stamp and (self._trust != "nothing" or str(path) in self._seen):
             return str(known[-1])
         digest = digest_bytes(path)
+        self._seen.add(str(path))
         self._known[str(path)] = [*stamp, digest]
         self._changed = True
         return digest

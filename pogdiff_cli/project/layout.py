@@ -137,6 +137,12 @@ def find_root(start: Path) -> Path:
     for folder in (start.resolve(), *start.resolve().parents):
         if (folder / CONFIG_NAME).is_file():
             return folder
+    if (start / MANIFEST_NAME).is_file():
+        raise PogdiffError(
+            f"{start.resolve()} has lost its {CONFIG_NAME}.",
+            hint="Restore it from a backup; runs/NAME/config.resolved.yaml holds all settings of a run.",
+            exit_code=Exit.USAGE,
+        )
     raise PogdiffError(
         f"{start.resolve()} is no pogdiff project: it has no {CONFIG_NAME}.",
         hint="Make one with 'pogdiff init myproj', or name its folder with -C.",

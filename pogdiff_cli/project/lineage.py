@@ -23,6 +23,8 @@ _CAPTIONER_KEYS = {("template",): ("prompts",), ("hf", "openai"): ("instruction"
 _INVERSE_KEYS = ("density.scale", "density.temperature", "density.mean")
 #: Components of a pipeline that read texts; each family has some of them.
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+#: Those that decide how many tokens of a caption come before its name.
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 _LORA_KEYS = {"rank", "lora_alpha", "lora_targets", "use_dora"}
 
 
@@ -30,8 +32,9 @@ _LORA_KEYS = {"rank", "lora_alpha", "lora_targets", "use_dora"}
 class StagePlan:
     """One stage as it would run today.
 
-    ``inputs`` maps a name to the project-relative path that holds it, or to None for ``data`` and ``model``,
-    whose digests come from the images and the weights. ``outputs`` are project-relative paths.
+    ``inputs`` maps a name to the project-relative path that holds it, or to None for ``data``, ``model`` and
+    ``tokenizer``, whose digests come from the images and the weights. ``outputs`` are project-relative paths. Where
+    the weights lie is no parameter: what they are is an input.
     """
 
     key: str
@@ -63,14 +66,15 @@ class Freshness:
 
 def plan_caption(config: Config) -> StagePlan:
     """Captions and names from images and metadata."""
-    wanted = _pick(config, "seed", "caption", "pretrained_model_name_or_path")
+    wanted = _pick(config, "seed", "caption")
     kind = config.caption.captioner.partition(":")[0]
     ignored = {f"caption.{key}" for other, keys in _CAPTIONER_KEYS.items() if kind not in other for key in keys}
     return StagePlan(
         key="caption",
         parameters={key: value for key, value in wanted.items() if key not in ignored},
-        inputs={"data": None},
+        inputs={"data": None, "tokenizer": None},
         outputs=("artifacts/captions.jsonl", "artifacts/names.yaml"),
+        model_parts=TOKENIZERS,
     )
 
 
@@ -87,7 +91,7 @@ def plan_index(config: Config) -> StagePlan:
 def plan_density(config: Config) -> StagePlan:
     """Text VAE and log density of each training caption."""
     prompt = ("sample.prompt",) if config.density.text == "prompt" else ()
-    wanted = _pick(config, "seed", "density", "pretrained_model_name_or_path", *prompt)
+    wanted = _pick(config, "seed", "density", *prompt)
     return StagePlan(
         key="fit-density",
         parameters={key: value for key, value in wanted.items() if key not in _INVERSE_KEYS},
@@ -118,7 +122,7 @@ def plan_train(config: Config, run: str) -> StagePlan:
     if not train.use_ema:
         ignored.add("train.ema_decay")
     shape = _INVERSE_KEYS if method == "pogdiff" and "density" in inputs else ()
-    wanted = _pick(config, "seed", "train", "data.resolution", "data.resize", "pretrained_model_name_or_path", *shape)
+    wanted = _pick(config, "seed", "train", "data.resolution", "data.resize", *shape)
     return StagePlan(
         key=f"runs/{run}/train",
         parameters={key: value for key, value in wanted.items() if key not in ignored},
@@ -181,6 +185,13 @@ def freshness(
     return Freshness(key=plan.key, reasons=reasons)
 
 
+def as_asked(record: StageRecord, inputs: Mapping[str, str]) -> StageRecord:
+    """A record as it is compared with today's ``inputs``: older ones name the weights' folder, and no tokenizer."""
+    parameters = {key: value for key, value in record.parameters.items() if key != "pretrained_model_name_or_path"}
+    later = {name: inputs[name] for name in ("tokenizer",) if name in inputs}
+    return record.model_copy(update={"parameters": parameters, "inputs": {**later, **record.inputs}})
+
+
 def extractor_options(config: Config, spec: str) -> dict[str, Any]:
     """The options in ``extractors`` that apply to one extractor, as parameters."""
     options = config.extractors.get(spec, config.extractors.get(spec.split(":", 1)[0], {}))
@@ -192,13 +203,14 @@ def _differences(project: Project, plan: StagePlan, inputs: Mapping[str, str], r
         return ["has not been run"]
     if record.state != "done":
         return ["did not finish"]
+    before = as_asked(record, inputs)
     reasons = [
-        f"{key}: {_short(record.parameters.get(key))} -> {_short(plan.parameters.get(key))}"
-        for key in sorted({*record.parameters, *plan.parameters})
-        if record.parameters.get(key) != plan.parameters.get(key)
+        f"{key}: {_short(before.parameters.get(key))} -> {_short(plan.parameters.get(key))}"
+        for key in sorted({*before.parameters, *plan.parameters})
+        if before.parameters.get(key) != plan.parameters.get(key)
     ]
     reasons += [
-        f"{name} changed" for name in sorted({*record.inputs, *inputs}) if record.inputs.get(name) != inputs.get(name)
+        f"{name} changed" for name in sorted({*before.inputs, *inputs}) if before.inputs.get(name) != inputs.get(name)
     ]
     for path in plan.outputs:
         digest = project.digests.of(project.root / path)

@@ -16,6 +16,8 @@ from pogdiff_cli.project.config import Config, dotted
 from pogdiff_cli.project.yaml_reader import Document, parse_scalar, read_yaml
 
 ENVIRONMENT_PREFIX = "POGDIFF_"
+#: Variables of the program that are no settings: files of templates, and what its launcher tells its workers.
+_NO_SETTINGS = ("CACHE", "ASSETS", "LAUNCH_FOLDER")
 
 
 def load_config(
@@ -82,9 +84,10 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         if name in known:
             found[known[name]] = parse_scalar(text, source=variable)
-        elif "__" in name:
-            near = _nearest(name, known)
-            hint = f"Did you mean {ENVIRONMENT_PREFIX}{near}?" if near else None
+        elif name not in _NO_SETTINGS:
+            near = _nearest(name, [*known, *_NO_SETTINGS[:1]])
+            meant = f"Did you mean {ENVIRONMENT_PREFIX}{near}?" if near else "Every name that begins so is one of ours."
+            hint = f"{meant} To be rid of it:  unset {variable}"
             raise PogdiffError(f"The variable {variable} names no setting.", hint=hint, exit_code=Exit.USAGE)
     return found
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from pogdiff_cli.errors import Exit, PogdiffError
+
+_A_LOOK = 1.0  # seconds
 
 
 @contextlib.contextmanager
@@ -30,12 +34,70 @@ def locked(path: Path, what: str, command: str, *, wait: float = 0.0) -> Iterato
             exit_code=Exit.LOCKED,
         ) from None
     try:
-        facts = {"pid": os.getpid(), "host": socket.gethostname(), "command": command, "since": time.time()}
-        holder.write_text(json.dumps(facts), encoding="utf-8")
+        _sign(holder, command)
         yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+@contextlib.contextmanager
+def project_lock(folder: Path, command: str, *, mode: Literal["shared", "alone"]) -> Iterator[None]:
+    """Stages share the project; what puts it in order is alone in it. Exit 75 names who is in the way."""
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / "project.holder.json"
+    with contextlib.ExitStack() as stack:
+        descriptor = os.open(folder / "project.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        stack.callback(os.close, descriptor)
+        if not _taken(descriptor, fcntl.LOCK_SH if mode == "shared" else fcntl.LOCK_EX):
+            raise PogdiffError(
+                f"The project is in use by {_describe(holder if mode == 'shared' else _newest(folder))}.",
+                hint="Wait until it has ended, or stop it, and try again.",
+                exit_code=Exit.LOCKED,
+            )
+        if mode == "alone":
+            _sign(holder, command)
+            stack.callback(holder.unlink, missing_ok=True)
+        yield
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a stage, or what puts the project in order, is at work now."""
+    try:
+        descriptor = os.open(folder / "project.lock", os.O_RDONLY)
+    except OSError:
+        return False  # nobody was ever
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _taken(descriptor: int, kind: int) -> bool:
+    """A shared lock is tried for a moment: somebody may be having a look."""
+    end = time.monotonic() + (_A_LOOK if kind == fcntl.LOCK_SH else 0.0)
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.05)
+
+
+def _sign(holder: Path, command: str) -> None:
+    facts = {"pid": os.getpid(), "host": socket.gethostname(), "command": command, "since": time.time()}
+    holder.write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _newest(folder: Path) -> Path:
+    """The signature of the stage that began last, or of another that is alone in the project."""
+    found = [path for path in folder.glob("*.holder.json") if path.name != "manifest.holder.json"]
+    return max(found, key=lambda path: path.stat().st_mtime, default=folder / "project.holder.json")
 
 
 def _describe(holder: Path) -> str:

@@ -108,7 +108,7 @@ def _read(path: Path, state: tuple[int, ...]) -> Manifest:
         place = ".".join(str(part) for part in first["loc"]) or "its first line"
         raise PogdiffError(
             f"{path} is damaged at '{place}': {first['msg']}.",
-            hint="Restore it from a backup, or delete it: stages then run again.",
+            hint="Type 'pogdiff doctor --repair': it is set aside and made again from what is there.",
             exit_code=Exit.FAILURE,
         ) from None
 

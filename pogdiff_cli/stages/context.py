@@ -20,9 +20,10 @@ from pogdiff_cli.progress import Track, untracked
 from pogdiff_cli.project.atomic import full_disk_explained
 from pogdiff_cli.project.layout import Project
 from pogdiff_cli.project.leases import leased
-from pogdiff_cli.project.lineage import Freshness, StagePlan, freshness
-from pogdiff_cli.project.locks import locked
+from pogdiff_cli.project.lineage import Freshness, StagePlan, as_asked, freshness
+from pogdiff_cli.project.locks import locked, project_lock
 from pogdiff_cli.project.manifest import Manifest, StageRecord
+from pogdiff_cli.project.receipts import write_receipt
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "faiss-cpu", "numpy", "pillow", "scipy")
 
@@ -99,6 +100,7 @@ def perform(
         return result
     lock = project.cache / "locks" / (plan.key.replace("/", "-") + ".lock")
     with (
+        project_lock(lock.parent, context.command, mode="shared"),
         locked(lock, f"The stage '{plan.key}' of {project.root.name}", context.command),
         device_leases(context),
     ):
@@ -144,7 +146,8 @@ def _run(
         started=started,
     )
     before = project.manifest().record(plan.key)
-    same = before is not None and before.parameters == plan.parameters and before.inputs == dict(inputs)
+    asked = None if before is None else as_asked(before, inputs)
+    same = asked is not None and asked.parameters == plan.parameters and asked.inputs == dict(inputs)
     update(context, plan.key, record)
     attempt: Attempt = "go on" if same and context.mode != "force" else "anew"
     context.world.say({"attempt": attempt})
@@ -167,6 +170,7 @@ def _run(
             "facts": made.facts,
         }
     )
+    write_receipt(project, plan.key, done, devices=context.devices.used)
     update(context, plan.key, done)
     project.digests.save()
     return Result(key=plan.key, state="done", facts=made.facts, reasons=state.reasons)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 import sys
@@ -27,7 +28,10 @@ _OPTIONAL = {
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing looked at. ``state``: ok, missing (needed by this project) or absent (optional)."""
+    """One thing looked at.
+
+    ``state``: ok, missing (needed by this project), damaged, noted (worth knowing) or absent (optional).
+    """
 
     name: str
     state: str
@@ -67,6 +71,7 @@ def _project(context: Context) -> Iterator[Check]:
         yield Check(name="model", state="missing", detail=problem.message, remedy=problem.hint or "")
     else:
         yield Check(name="model", state="ok", detail=project.config.pretrained_model_name_or_path)
+    yield from _files(context)
     yield from _memory(context, free)
     for need in (captioner_need(project), judge_need(project)):
         if need is not None:
@@ -74,6 +79,32 @@ def _project(context: Context) -> Iterator[Check]:
     for spec in dict.fromkeys((project.config.index.extractor, *scoring_extractors(project))):
         need = extractor_need(project, spec)
         yield _looked_at(need.name, "loads", need.check, partial(open_extractor, context, spec))
+
+
+def _files(context: Context) -> Iterator[Check]:
+    """What the program wrote, as far as sizes and times tell; ``--repair`` reads every byte."""
+    from pogdiff_cli.stages.damage import examine, facts_of
+
+    project = context.project
+    try:
+        facts = facts_of(project)
+    except PogdiffError as problem:
+        yield Check(name="manifest.yaml", state="damaged", detail=problem.message, remedy=problem.hint or "")
+        return
+    examined = examine(project, facts.manifest, depth="quick", reader=project.digests, track=context.track)
+    with contextlib.suppress(PogdiffError, OSError):  # a memory only
+        project.digests.save()
+    findings = [*([facts.finding] if facts.finding else []), *examined.findings]
+    for finding in findings:
+        state = finding.state if finding.hurts else "noted"
+        yield Check(name=finding.path, state=state, detail=finding.detail, remedy=finding.advice)
+    if examined.at_work == "somebody":
+        yield Check(name="files", state="noted", detail="another command is at work: what it is writing is left out")
+    if not any(finding.hurts for finding in findings):
+        yield Check(name="files", state="ok", detail=f"{examined.recorded} artifacts are as the manifest records them")
+    if any(finding.remedy not in ("none", "next run") for finding in findings):
+        advice = "pogdiff doctor --repair   (with --dry-run it only says what it would do)"
+        yield Check(name="files", state="noted", detail="there is something to put in order", remedy=advice)
 
 
 def _looked_at(name: str, found: str, *checks: Callable[[], object]) -> Check:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,17 @@ def copied_to(file: Path, cache: TensorCache, keys: Sequence[str], dim: int) -> 
     return vectors
 
 
+def embedding_space(name: str, digest: str, preprocessing: Mapping[str, Any]) -> str:
+    """The folder's name, below that of all caches, for one extractor."""
+    return "embeddings/" + digest_value([name, digest, dict(preprocessing)]).removeprefix("sha256:")[:16]
+
+
 def fill_cache(
     context: Context, extractor: Extractor, paths: Sequence[Path], keys: Sequence[str], *, label: str, batch_size: int
 ) -> TensorCache:
     """The cache of this extractor, with an entry for every key. Each process embeds its share."""
-    space = digest_value([extractor.name, extractor.digest, extractor.preprocessing]).removeprefix("sha256:")[:16]
-    cache = TensorCache(context.project.cache / "embeddings" / space)
+    space = embedding_space(extractor.name, extractor.digest, extractor.preprocessing)
+    cache = TensorCache(context.project.cache / space)
     missing = cache.missing(keys)
     context.world.together()  # all have looked before anyone writes
     wanted = context.world.share(missing)

@@ -22,9 +22,10 @@ from pogdiff_cli.project.layout import CONFIG_NAME, MANIFEST_NAME
 from pogdiff_cli.project.manifest import Manifest, write_manifest
 from pogdiff_cli.project.templates import find_template
 from pogdiff_cli.project.yaml_reader import read_yaml
+from pogdiff_cli.stages.building import build, refuse_occupied
 from pogdiff_cli.stages.recipe import METADATA, read_recipe, select, write_selection
 
-_IGNORED = "artifacts/\nruns/\ndata/\nbase/\nmodels/\nreport.html\nrating.html\n.partial-*\n"
+_IGNORED = "artifacts/\nruns/\ndata/\nbase/\nmodels/\nreport.html\nrating.html\nset-aside/\n.partial-*\n"
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -45,7 +46,8 @@ def run(
     name = template or ("faces" if images is None else "sd15")
     source = find_template(name)
     plan = _plan(source)
-    _refuse_what_does_not_fit(root, name, plan, images, seed)
+    asked = {"template": name, "images": None if images is None else str(images.resolve()), "seed": seed}
+    _refuse_what_does_not_fit(root, asked, plan, images)
     selection = None
     if "recipe" in plan:
         selection = select(read_recipe(plan["recipe"]), images, template=name, seed=seed or 0)
@@ -54,19 +56,22 @@ def run(
         counted = None if images is None else _read(images)
     assets = read_assets(source / "assets.yaml") if (source / "assets.yaml").is_file() and images is None else {}
     wheels = {key: fetch(asset) for key, asset in track(assets.items(), "Fetching files of the template", len(assets))}
-    root.mkdir(parents=True, exist_ok=True)
-    for item in ("README.md", *plan.get("copy", ())):
-        _copy(source / item, root / item)
-    if images is None and "photos" in plan:
-        _unpack_photos(plan["photos"], root, assets, wheels, track)
-    for entry in plan.get("files", ()) if images is None else ():
-        _unpack_file(entry, root, assets, wheels)
-    (root / "data" / "images").mkdir(parents=True, exist_ok=True)
-    if selection is not None:
-        write_selection(root, selection)
-    write_text(root / ".gitignore", _IGNORED)
-    write_text(root / CONFIG_NAME, _configuration(source, root, images, METADATA if selection else None))
-    write_manifest(root / MANIFEST_NAME, Manifest(pogdiff=__version__, project=root.resolve().name))
+
+    def fill(folder: Path) -> None:
+        for item in ("README.md", *plan.get("copy", ())):
+            _copy(source / item, folder / item)
+        if images is None and "photos" in plan:
+            _unpack_photos(plan["photos"], folder, assets, wheels, track)
+        for entry in plan.get("files", ()) if images is None else ():
+            _unpack_file(entry, folder, assets, wheels)
+        (folder / "data" / "images").mkdir(parents=True, exist_ok=True)
+        if selection is not None:
+            write_selection(folder, selection)
+        write_text(folder / ".gitignore", _IGNORED)
+        write_text(folder / CONFIG_NAME, _configuration(source, root, images, METADATA if selection else None))
+        write_manifest(folder / MANIFEST_NAME, Manifest(pogdiff=__version__, project=root.resolve().name))
+
+    build(root, asked, fill)
     images_now, identities = counted or _counted(root)
     return Initialised(root=root, template=name, images=images_now, identities=identities)
 
@@ -77,9 +82,8 @@ def _plan(source: Path) -> dict[str, Any]:
     return (read_yaml(file).values if file.is_file() else {}) or {}
 
 
-def _refuse_what_does_not_fit(
-    root: Path, name: str, plan: dict[str, Any], images: Path | None, seed: int | None
-) -> None:
+def _refuse_what_does_not_fit(root: Path, asked: dict[str, Any], plan: dict[str, Any], images: Path | None) -> None:
+    name, seed = asked["template"], asked["seed"]
     if images is not None and not images.is_dir():
         raise PogdiffError(f"There is no folder {images}.", exit_code=Exit.DATA)
     if images is not None and "photos" in plan:
@@ -90,22 +94,11 @@ def _refuse_what_does_not_fit(
         )
     if seed is not None and "recipe" not in plan:
         raise PogdiffError(f"The template '{name}' draws nothing: --seed is for the paper's.", exit_code=Exit.USAGE)
-    _refuse_occupied(root)
+    refuse_occupied(root, asked)
     if images is not None and root.resolve().is_relative_to(images.resolve()):
         raise PogdiffError(
             f"{root} lies among the pictures in {images}: what the project makes would be read as pictures.",
             hint="Choose a path outside that folder.",
-            exit_code=Exit.USAGE,
-        )
-
-
-def _refuse_occupied(root: Path) -> None:
-    if (root / CONFIG_NAME).exists():
-        raise PogdiffError(f"{root} is a pogdiff project already.", hint="Choose another path.", exit_code=Exit.USAGE)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise PogdiffError(
-            f"{root} exists and is not an empty folder.",
-            hint="Choose another path; point --images at your pictures instead of making the project among them.",
             exit_code=Exit.USAGE,
         )
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pogdiff_cli.data.images import placements
 from pogdiff_cli.engine.cache import TensorCache
 from pogdiff_cli.engine.encode import text_cache
+from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.models.adapter import Adapter, FamilyOptions
 from pogdiff_cli.models.weights import resolve_pipeline
 from pogdiff_cli.project.config import Config
@@ -67,6 +68,8 @@ def _input_digests(context: Context, plan: StagePlan, dataset: Dataset | None) -
     for name, path in plan.inputs.items():
         if name == "model":
             digests[name] = backbone_digest(context, *plan.model_parts)
+        elif name == "tokenizer":
+            digests[name] = _tokenizer_digest(context, plan)
         elif path is None:
             digests[name] = "missing" if dataset is None else dataset.digest
         else:
@@ -74,6 +77,17 @@ def _input_digests(context: Context, plan: StagePlan, dataset: Dataset | None) -
             if found is not None or name not in plan.optional:
                 digests[name] = found or "missing"
     return digests
+
+
+def _tokenizer_digest(context: Context, plan: StagePlan) -> str:
+    """That of the record where the model is not here: captions that are made do not need it."""
+    try:
+        return backbone_digest(context, *plan.model_parts)
+    except PogdiffError:
+        record = context.project.manifest().record(plan.key)
+        if record is None or "tokenizer" not in record.inputs:
+            raise
+        return record.inputs["tokenizer"]
 
 
 def image_condition(
@@ -87,12 +101,15 @@ def image_condition(
 
 def caption_cache(context: Context) -> TensorCache:
     """The cache of this backbone's text embeddings."""
+    return text_cache(context.project.cache, encoder_digest=caption_encoder_digest(context))
+
+
+def caption_encoder_digest(context: Context) -> str:
+    """Of what decides how a text is embedded."""
     # the index says whether an empty prompt is read as zeros
     digest = backbone_digest(context, *TEXT_PARTS, "model_index.json")
     length = context.project.config.train.max_token_length
-    return text_cache(
-        context.project.cache, encoder_digest=digest if length is None else digest_value([digest, length])
-    )
+    return digest if length is None else digest_value([digest, length])
 
 
 def _belongs(path: Path, components: tuple[str, ...]) -> bool:
