@@ -54,13 +54,13 @@ def finished(root: Path, sd: Path, vit: Path) -> Path:
         for name in (f"{person}/{i}.png" for i in range(count))
     ]
     (root / "data" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (root / "pogdiff.yaml").write_text(_configuration([s.format(sd=sd, vit=vit) for s in TINY] + list(_SETTINGS)))
+    (root / "pogdiff.yaml").write_text(configuration([s.format(sd=sd, vit=vit) for s in TINY] + list(_SETTINGS)))
     made = pogdiff("run", "-C", root)
     assert made.status == 0, made.err
     return root
 
 
-def _configuration(settings: list[str]) -> str:
+def configuration(settings: list[str]) -> str:
     """``a.b=c`` as YAML of two levels; of two settings of one key the later one holds."""
     sections: dict[str, dict[str, str] | str] = {"data": {"images": "data/images", "metadata": "data/metadata.jsonl"}}
     for setting in settings:
