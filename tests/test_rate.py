@@ -565,7 +565,7 @@ def test_an_evaluation_is_stale_once_people_have_rated(rated: TinyProject, tmp_p
     answers = attentive(key_of(rated), lambda _: 1)
     merge(context, [saved(rated, tmp_path / "answers", export(rated, "Ann", answers))])
     again = evaluate.run(context, run)
-    assert (again.state, again.reasons) == ("done", ("human changed",))
+    assert (again.state, again.reasons) == ("done", ("human changed (runs/vanilla/evaluation/human.json)",))
 
 
 def test_damaged_ratings_are_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pogdiff_cli.data.records import Records
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.progress import Track, untracked
 
-_SCHEMA = 1  # of a cache line: raise it when decoding changes its mind about some file
+_SCHEMA = 2  # of a cache line: raise it when decoding changes its mind about some file
 _GROUP = 16  # images that a thread takes at once
 _CHUNK = 512  # images in flight: bounds memory whatever the number of records
 
@@ -66,7 +66,7 @@ class _Entry:
 
     def line(self) -> str:
         values = {key: getattr(self, key) for key in ("file_name", "state", "sha256", "size", "reason", "notes")}
-        return json.dumps({"schema": _SCHEMA, **values}, ensure_ascii=False) + "\n"
+        return json.dumps({"schema": _SCHEMA, **values, "check": _check(values)}, ensure_ascii=False) + "\n"
 
 
 def scan(records: Records, images_root: Path, *, cache: Path | None = None, track: Track = untracked) -> Scan:
@@ -173,13 +173,19 @@ def _read_cache(cache: Path | None) -> dict[str, _Entry]:
     return known
 
 
+def _check(values: dict[str, Any]) -> str:
+    """Tells a line that was written from one in which a bit has flipped since."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _entry_of(raw: bytes) -> _Entry | None:
     try:
         values: dict[str, Any] = json.loads(raw)
         size, mtime, inode = (int(number) for number in values["state"])
         width, height = (int(number) for number in values["size"])
         texts = [values[key] for key in ("file_name", "sha256", "reason")] + list(values["notes"])
-        if values["schema"] != _SCHEMA or not all(isinstance(text, str) for text in texts):
+        as_written = values.pop("schema") == _SCHEMA and values.pop("check") == _check(values)
+        if not as_written or not all(isinstance(text, str) for text in texts):
             return None
         return _Entry(
             file_name=texts[0],

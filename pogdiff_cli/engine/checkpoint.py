@@ -74,6 +74,12 @@ def latest_whole(folder: Path) -> Path | None:
     return next((path for path in reversed(checkpoints(folder)) if is_whole(path)), None)
 
 
+def damaged(folder: Path) -> list[Path]:
+    """Checkpoints newer than the latest whole one: it is gone on with in their place."""
+    found, whole = checkpoints(folder), latest_whole(folder)
+    return found if whole is None else found[found.index(whole) + 1 :]
+
+
 def is_whole(path: Path) -> bool:
     """True when every file is there and has the digest it was written with."""
     try:

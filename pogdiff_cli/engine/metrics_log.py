@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -13,11 +14,18 @@ from pogdiff_cli.project.atomic import write_text
 
 
 class MetricsLog:
-    """Appends lines; on resume, lines after the checkpoint's step are taken back first."""
+    """Appends lines; on resume, lines after the checkpoint's step are taken back first.
 
-    def __init__(self, path: Path, *, resumed_at: int, tensorboard: Path | None) -> None:
+    ``as_saved``: what ``extent`` said of it when the checkpoint was made. ``intact`` tells whether that still holds;
+    where it does not, the lines that can be read are kept.
+    """
+
+    def __init__(
+        self, path: Path, *, resumed_at: int, tensorboard: Path | None, as_saved: Mapping[str, Any] | None = None
+    ) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.intact = not resumed_at or as_saved is None or _begins(path, as_saved)
         kept = [line for line in read_metrics(path) if line["step"] <= resumed_at] if resumed_at else []
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._board = None if tensorboard is None else _board(tensorboard, resumed_at)
@@ -37,15 +45,26 @@ class MetricsLog:
             self._board.close()
 
 
+def extent(path: Path) -> dict[str, Any]:
+    """Length and digest of the log as it is now."""
+    content = path.read_bytes() if path.is_file() else b""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _begins(path: Path, as_saved: Mapping[str, Any]) -> bool:
+    content = path.read_bytes()[: int(as_saved["bytes"])] if path.is_file() else b""
+    return hashlib.sha256(content).hexdigest() == as_saved["sha256"]
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines; a torn last one is left out."""
     if not path.is_file():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             lines.append(entry)

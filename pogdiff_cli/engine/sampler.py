@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from pogdiff_cli.data.draws import Stream, normals
+from pogdiff_cli.engine.stamps import bears, write_stamped
 from pogdiff_cli.models.adapter import Adapter, Guidance, SchedulerChoice
 from pogdiff_cli.progress import Track, untracked
-from pogdiff_cli.project.atomic import HIDDEN, explained
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRequest:
-    """One image: what it shows, which noise it starts from, where it goes."""
+    """One image: what it shows, which noise it starts from, where it goes; ``stamp``: what it is known again by."""
 
     prompt: str
     noise_key: int
     seed: int
     path: Path
+    stamp: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +55,18 @@ class Prompts:
 
 
 def missing(requests: Sequence[ImageRequest]) -> list[ImageRequest]:
-    """Requests whose image is not there yet (a file appears whole or not at all)."""
-    return [request for request in requests if not request.path.is_file()]
+    """Requests whose image is not there, is damaged, or is another's."""
+    return [request for request in requests if not bears(request.path, request.stamp)]
+
+
+def batches(requests: Sequence[ImageRequest], size: int, todo: Iterable[ImageRequest]) -> list[list[ImageRequest]]:
+    """The batches of all requests in which something is to do, each as it would be were everything to do.
+
+    In another batch an image's sums round otherwise: so what is made again has the bits that it had.
+    """
+    wanted = {request.path for request in todo}
+    whole = (list(requests[i : i + size]) for i in range(0, len(requests), size))
+    return [batch for batch in whole if any(request.path in wanted for request in batch)]
 
 
 def encode_prompts(
@@ -83,18 +92,20 @@ def generate(
     settings: SamplingSettings,
     *,
     prompts: Prompts | None = None,
+    keep: Collection[Path] = (),
     track: Track = untracked,
     label: str = "Generating images",
 ) -> None:
-    """Write every requested image as PNG. ``prompts``: already encoded ones."""
+    """Write every requested image as PNG, but those to ``keep``. ``prompts``: already encoded ones."""
     if prompts is None:
         prompts = encode_prompts(adapter, [request.prompt for request in requests], settings, track=track)
     pipeline = adapter.pipeline(denoiser.eval(), scheduler=settings.scheduler, text="without text")
     size = settings.batch_size
-    batches = [requests[i : i + size] for i in range(0, len(requests), size)]
-    for batch in track(batches, label, len(batches)):
+    parts = [requests[i : i + size] for i in range(0, len(requests), size)]
+    for batch in track(parts, label, len(parts)):
         for request, image in zip(batch, _images(pipeline, adapter, batch, settings, prompts), strict=True):
-            _write_png(image, request.path)
+            if request.path not in keep:
+                write_stamped(image, request.path, request.stamp)
 
 
 @torch.no_grad()
@@ -125,16 +136,3 @@ def _images(
 
 def _eta_seed(seed: int, request: ImageRequest) -> int:
     return (seed * 1_000_003 + request.noise_key * 10_007 + request.seed) % 2**63
-
-
-def _write_png(image: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=HIDDEN, suffix=".png", dir=path.parent)
-    os.close(descriptor)
-    try:
-        with explained(path):
-            image.save(name, format="PNG")
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from pogdiff_cli.engine.batches import Batches, HostBatch
 from pogdiff_cli.engine.feed import host_batches, on_device
 from pogdiff_cli.engine.interruption import Agreement, Request, listening
 from pogdiff_cli.engine.memory import OUT_OF_MEMORY, in_pieces, is_out_of_memory, keep_freed_memory, memory_explained
-from pogdiff_cli.engine.metrics_log import MetricsLog
+from pogdiff_cli.engine.metrics_log import MetricsLog, extent
 from pogdiff_cli.engine.objectives import Objective
 from pogdiff_cli.engine.optimizer import GuardedStep, make_optimizer
 from pogdiff_cli.engine.parallel import (
@@ -127,7 +127,9 @@ class Trainer:
         self.forward: Any = replicated(compiled, self.world, train.parallel)
         self.step = 0
         self.pieces = 1
+        self.notes: list[str] = []  # what whoever resumes should know
         self._skipped_before = 0
+        self._log_as_saved: Mapping[str, Any] | None = None
 
     @property
     def _state(self) -> State:
@@ -162,6 +164,7 @@ class Trainer:
             return 0
         self._state.restore(snapshot)
         self.step = snapshot.step
+        self._log_as_saved = snapshot.state.get("log")
         self._skipped_before = int(snapshot.state["skipped"])
         return self.step
 
@@ -206,6 +209,8 @@ class Trainer:
                 if measured and log is not None:
                     log.write(self.step, measured)
                 self._save_where_due(agreement.after_step(request))
+        if self.pieces > 1:
+            self.notes.append(f"Memory did not suffice for whole micro-batches: they were cut into {self.pieces} each.")
         seconds = time.monotonic() - started
         done = self.train.max_train_steps - resumed_at
         return Outcome(
@@ -288,7 +293,15 @@ class Trainer:
     def _open_log(self, stack: contextlib.ExitStack, resumed_at: int) -> MetricsLog | None:
         if not self.world.main:
             return None
-        log = MetricsLog(self.places.metrics, resumed_at=resumed_at, tensorboard=self.places.tensorboard)
+        places = self.places
+        log = MetricsLog(
+            places.metrics, resumed_at=resumed_at, tensorboard=places.tensorboard, as_saved=self._log_as_saved
+        )
+        if not log.intact:
+            self.notes.append(
+                f"{places.metrics} is not as this run wrote it: up to step {resumed_at} it may lack lines. "
+                "The weights do not depend on it."
+            )
         return stack.enter_context(contextlib.closing(log))
 
     def _log_where_due(self, log: MetricsLog | None, window: Window) -> Window:
@@ -319,6 +332,7 @@ class Trainer:
             "skipped": self.skipped,
             "global_batch": self.batches.settings.global_batch,
             "processes": self.world.size,
+            "log": extent(self.places.metrics) if self.world.main else None,
         }
         snapshot = self._state.snapshot(facts, self.world)
         if self.world.main:

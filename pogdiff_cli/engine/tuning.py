@@ -68,10 +68,24 @@ def write_final(adapter: Adapter, denoiser: Any, folder: Path, tuning: Literal["
         return
     from peft import get_peft_model_state_dict
 
-    config = denoiser.peft_config["default"].to_dict()
+    # sorted: the order of a set differs from process to process, and with it the bits of the file
+    settings = denoiser.peft_config["default"].to_dict()
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
     adapter.save_lora(get_peft_model_state_dict(denoiser), folder, config)
-    readable = {key: sorted(v) if isinstance(v, set) else v for key, v in config.items() if _is_json(v)}
+    _order_header(folder / LORA_FILE)
+    readable = {key: value for key, value in config.items() if _is_json(value)}
     (folder / _LORA_CONFIG).write_text(json.dumps(readable, indent=1, default=sorted), encoding="utf-8")
+
+
+def _order_header(path: Path) -> None:
+    """Sort the metadata of a safetensors file: the library writes them in an order that differs each time."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
 def load_final(adapter: Adapter, folder: Path) -> nn.Module:
@@ -92,4 +106,4 @@ def load_final(adapter: Adapter, folder: Path) -> nn.Module:
 
 
 def _is_json(value: Any) -> bool:
-    return isinstance(value, (str, int, float, bool, list, dict, set, type(None)))
+    return isinstance(value, (str, int, float, bool, list, dict, type(None)))

@@ -57,7 +57,7 @@ class Digests:
     def save(self) -> None:
         """Write what was learnt; losing it costs only time."""
         if self._cache is not None and self._changed:
-            write_text(self._cache, json.dumps(self._known))
+            write_text(self._cache, json.dumps({"digest": digest_value(self._known), "known": self._known}))
             self._changed = False
 
     def _file(self, path: Path) -> str:
@@ -77,9 +77,9 @@ def _read(cache: Path | None) -> dict[str, list[Any]]:
     if cache is None or not cache.is_file():
         return {}
     try:
-        known = json.loads(cache.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        return {}  # only a memory of what can be computed again
-    if not isinstance(known, dict):
+        found = json.loads(cache.read_text(encoding="utf-8"))
+        known = found["known"]
+        # only a memory of what can be computed again: with a flipped bit it is worth nothing
+        return dict(known) if found["digest"] == digest_value(known) else {}
+    except (ValueError, OSError, KeyError, TypeError, RecursionError):
         return {}
-    return {key: value for key, value in known.items() if isinstance(value, list) and len(value) == 5}

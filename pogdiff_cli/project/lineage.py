@@ -44,6 +44,8 @@ class StagePlan:
     after: tuple[str, ...] = ()
     model_parts: tuple[str, ...] = ()  # components of the pipeline that count; all where empty
     optional: tuple[str, ...] = ()  # inputs that need not be there
+    extras: tuple[str, ...] = ()  # outputs that are not always there
+    logs: tuple[str, ...] = ()  # files for people to read: a change of them makes nothing stale
 
     @property
     def stage(self) -> str:
@@ -128,6 +130,7 @@ def plan_train(config: Config, run: str) -> StagePlan:
         parameters={key: value for key, value in wanted.items() if key not in ignored},
         inputs=inputs,
         outputs=(f"runs/{run}/final",),
+        logs=tuple(f"runs/{run}/{name}" for name in ("metrics.jsonl", "exposure.json", "config.resolved.yaml")),
         after=tuple(after),
     )
 
@@ -156,6 +159,7 @@ def plan_evaluate(config: Config, run: str) -> StagePlan:
         parameters=wanted,
         inputs={"data": None, "samples": f"runs/{run}/samples", "human": f"runs/{run}/evaluation/human.json"},
         outputs=(f"runs/{run}/evaluation/scores.json",),
+        extras=tuple(f"runs/{run}/evaluation/{name}.csv" for name in ("scores", "identities", "recall")),
         after=(f"runs/{run}/sample",),
         optional=("human",),
     )
@@ -210,15 +214,26 @@ def _differences(project: Project, plan: StagePlan, inputs: Mapping[str, str], r
         if before.parameters.get(key) != plan.parameters.get(key)
     ]
     reasons += [
-        f"{name} changed" for name in sorted({*before.inputs, *inputs}) if before.inputs.get(name) != inputs.get(name)
+        f"{name} changed{_where(project, plan, name)}"
+        for name in sorted({*before.inputs, *inputs})
+        if before.inputs.get(name) != inputs.get(name)
     ]
-    for path in plan.outputs:
+    for path in (*plan.outputs, *plan.extras):
         digest = project.digests.of(project.root / path)
-        if digest is None:
+        if digest is None and (path in plan.outputs or path in record.outputs):
             reasons.append(f"{path} is missing")
         elif digest != record.outputs.get(path):
             reasons.append(f"{path} was changed by hand")
     return reasons
+
+
+def _where(project: Project, plan: StagePlan, name: str) -> str:
+    """The file to look at."""
+    data = project.config.data
+    if name == "data":
+        return f" ({data.images if data.metadata is None else data.metadata}, or an image)"
+    path = plan.inputs.get(name)
+    return "" if path is None else f" ({path})"
 
 
 def _pick(config: Config, *prefixes: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.project.atomic import write_text
+from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.project.yaml_reader import MAX_OWN_BYTES, read_yaml
 from pogdiff_cli.project.yaml_writer import dump_yaml
 
 SCHEMA = 1
+_DIGEST = "digest"  # of all the rest
+_REMEDY = "Type 'pogdiff doctor --repair': it is set aside and made again from what is there."
 _HEADER = "# Written by pogdiff: facts about what was made, from what and how. Change pogdiff.yaml instead.\n"
 
 
@@ -43,6 +47,7 @@ class StageRecord(Fact):
     parameters: dict[str, Any] = Field(default_factory=dict)
     inputs: dict[str, str] = Field(default_factory=dict)
     outputs: dict[str, str] = Field(default_factory=dict)
+    logs: dict[str, str] = Field(default_factory=dict)  # what it wrote for people to read: no stage reads it
     devices: list[str] = Field(default_factory=list)  # of the main process's machine
     processes: int = 1
     holder: str = ""  # while it runs: which process on which machine has the devices
@@ -92,8 +97,7 @@ def read_manifest(path: Path) -> Manifest:
 @functools.lru_cache(maxsize=4)  # with many runs, parsing takes long, and every stage asks several times
 def _read(path: Path, state: tuple[int, ...]) -> Manifest:
     del state  # part of the cache's key: another state of the file is read anew
-    values = read_yaml(path, at_most=MAX_OWN_BYTES).values
-    values = {} if values is None else values
+    values = _values(path)
     version = values.get("schema_version") if isinstance(values, dict) else None
     if isinstance(version, int) and version > SCHEMA:
         raise PogdiffError(
@@ -101,18 +105,47 @@ def _read(path: Path, state: tuple[int, ...]) -> Manifest:
             hint="Install the newer pogdiff that wrote it.",
             exit_code=Exit.FAILURE,
         )
+    _refuse_altered(path, values)
     try:
-        return Manifest.model_validate(values)
+        manifest = Manifest.model_validate(values)
     except ValidationError as problem:
         first = problem.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "its first line"
         raise PogdiffError(
             f"{path} is damaged at '{place}': {first['msg']}.",
-            hint="Type 'pogdiff doctor --repair': it is set aside and made again from what is there.",
+            hint=_REMEDY,
             exit_code=Exit.FAILURE,
         ) from None
+    if "stages" not in manifest.model_fields_set:  # every version writes it, though it be empty
+        raise PogdiffError(f"{path} is cut off.", hint=_REMEDY, exit_code=Exit.FAILURE)
+    return manifest
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Replace the file, whole or not at all."""
-    write_text(path, _HEADER + dump_yaml(manifest.model_dump(mode="json")))
+    """Replace the file, whole or not at all. It begins with a digest of itself."""
+    values = json.loads(json.dumps(manifest.model_dump(mode="json")))
+    version = values.pop("schema_version")
+    digest = digest_value({"schema_version": version, **values})
+    write_text(path, _HEADER + dump_yaml({"schema_version": version, _DIGEST: digest, **values}))
+
+
+def _values(path: Path) -> Any:
+    """What the file says."""
+    try:
+        values = read_yaml(path, at_most=MAX_OWN_BYTES).values
+    except PogdiffError as problem:
+        raise PogdiffError(problem.message, hint=_REMEDY, exit_code=problem.exit_code) from problem
+    return {} if values is None else values
+
+
+def _refuse_altered(path: Path, values: Any) -> None:
+    """Facts that nobody can look up again are not trusted where they are not what was written.
+
+    Without the line nothing is known: older versions wrote none, and whoever merges two manifests takes it out.
+    """
+    if isinstance(values, dict) and _DIGEST in values and values.pop(_DIGEST) != digest_value(values):
+        raise PogdiffError(
+            f"{path} is not as pogdiff wrote it: its digest does not hold.",
+            hint=f"{_REMEDY} If you changed it on purpose, take its line '{_DIGEST}:' out.",
+            exit_code=Exit.FAILURE,
+        )

@@ -12,6 +12,7 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.compare import Comparison, compare
 from pogdiff_cli.metrics.registry import METRICS, REQUESTS, did_you_mean
 from pogdiff_cli.metrics.scores import GROUPS, Scores, read_scores
+from pogdiff_cli.project.integrity import refuse_damaged
 from pogdiff_cli.project.layout import Project, Run, find_root, open_project
 
 SCORES = "scores.json"
@@ -36,7 +37,7 @@ def select(
     found = _unique(projects.named(names) if names else projects.scored())
     several = len({project.root for project, _ in found}) > 1
     runs = [
-        dataclasses.replace(read_scores(run.evaluation / SCORES), run=projects.label(project, run, several=several))
+        dataclasses.replace(scores_of(project, run), run=projects.label(project, run, several=several))
         for project, run in found
     ]
     config = found[0][0].config
@@ -51,6 +52,13 @@ def select(
         comparisons=tuple(comparisons),
         apart=tuple(apart),
     )
+
+
+def scores_of(project: Project, run: Run) -> Scores:
+    """The scores that ``evaluate`` wrote; exit 4 where they are not what it wrote."""
+    path = run.evaluation / SCORES
+    refuse_damaged(project, [path.relative_to(project.root).as_posix()])
+    return read_scores(path)
 
 
 class _Projects:
@@ -72,10 +80,15 @@ class _Projects:
         for project in map(self.open, self._folders):
             names = sorted(project.manifest().runs, key=lambda name: name != "vanilla")
             runs = [project.run(name) for name in names]
+            for run in runs:
+                if run.folder.is_dir():  # what was scored and has lost its scores is not left out in silence
+                    refuse_damaged(project, [(run.evaluation / SCORES).relative_to(project.root).as_posix()])
             found += [(project, run) for run in runs if (run.evaluation / SCORES).is_file()]
         if not found:
             raise PogdiffError(
-                "There is no scored run to compare.", hint="Run 'pogdiff evaluate' first.", exit_code=Exit.MISSING
+                "There is no scored run to compare in manifest.yaml.",
+                hint="Run 'pogdiff evaluate' first.",
+                exit_code=Exit.MISSING,
             )
         return found
 

@@ -18,6 +18,7 @@ from pogdiff_cli.engine.world import World
 from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.progress import Track, untracked
 from pogdiff_cli.project.atomic import full_disk_explained
+from pogdiff_cli.project.integrity import refuse_damaged
 from pogdiff_cli.project.layout import Project
 from pogdiff_cli.project.leases import leased
 from pogdiff_cli.project.lineage import Freshness, StagePlan, as_asked, freshness
@@ -98,6 +99,10 @@ def perform(
     if result is not None:
         world.say({"result": asdict(result)})
         return result
+    # what it reads has to be what was written: never scores of weights in which a bit has flipped
+    refuse_damaged(project, [path for path in plan.inputs.values() if path is not None])
+    if state.reasons and project.manifest().record(plan.key) is not None:
+        context.say(f"{plan.key}: {'; '.join(state.reasons)}.")
     lock = project.cache / "locks" / (plan.key.replace("/", "-") + ".lock")
     with (
         project_lock(lock.parent, context.command, mode="shared"),
@@ -157,15 +162,16 @@ def _run(
     except BaseException:
         update(context, plan.key, record.model_copy(update={"state": "failed", "holder": ""}))
         raise
-    outputs = {path: project.digests.of(project.root / path) for path in plan.outputs}
-    missing = [path for path, digest in outputs.items() if digest is None]
+    outputs = _digests(project, (*plan.outputs, *plan.extras))
+    missing = [path for path in plan.outputs if path not in outputs]
     if missing:
         raise PogdiffError(f"The stage '{plan.key}' ended without writing {', '.join(missing)}.")
     done = record.model_copy(
         update={
             "state": "done",
             "holder": "",
-            "outputs": {path: str(digest) for path, digest in outputs.items()},
+            "outputs": outputs,
+            "logs": _digests(project, plan.logs),
             "duration_seconds": round(time.monotonic() - clock, 3),
             "facts": made.facts,
         }
@@ -174,6 +180,12 @@ def _run(
     update(context, plan.key, done)
     project.digests.save()
     return Result(key=plan.key, state="done", facts=made.facts, reasons=state.reasons)
+
+
+def _digests(project: Project, paths: tuple[str, ...]) -> dict[str, str]:
+    """Of those that are there."""
+    found = {path: project.digests.of(project.root / path) for path in paths}
+    return {path: digest for path, digest in found.items() if digest is not None}
 
 
 def update(context: Context, key: str, record: StageRecord) -> None:

@@ -61,22 +61,21 @@ def read_samples(run: Run) -> list[Generated]:
     """The images that ``sample`` wrote for each identity."""
     path = run.samples / INDEX
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return [
+            Generated(
+                identity=entry["identity"],
+                name=entry["name"],
+                seeds=tuple(image["seed"] for image in entry["images"]),
+                paths=tuple(run.samples / image["file"] for image in entry["images"]),
+            )
+            for entry in json.loads(path.read_text(encoding="utf-8"))
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
         raise PogdiffError(
-            f"The run '{run.name}' has no samples.",
+            f"The run '{run.name}' has no samples: {path} is missing or damaged.",
             hint=f"Run 'pogdiff sample --run {run.name}' first.",
             exit_code=Exit.MISSING,
         ) from None
-    return [
-        Generated(
-            identity=entry["identity"],
-            name=entry["name"],
-            seeds=tuple(image["seed"] for image in entry["images"]),
-            paths=tuple(run.samples / image["file"] for image in entry["images"]),
-        )
-        for entry in entries
-    ]
 
 
 def method_of(context: Context, run: Run) -> str:

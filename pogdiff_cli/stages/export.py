@@ -6,16 +6,16 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import yaml
 
 from pogdiff_cli.engine import exports
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.scores import read_scores
 from pogdiff_cli.models.families import open_backbone
 from pogdiff_cli.project.atomic import atomic_file, atomic_folder, write_text
+from pogdiff_cli.project.integrity import refuse_damaged
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.report.model_card import CardFacts, model_card
 from pogdiff_cli.stages.context import Context
@@ -59,6 +59,9 @@ def run(
             hint=f"Run 'pogdiff train --name {run.name}' first.",
             exit_code=Exit.MISSING,
         )
+    scores = run.evaluation / "scores.json"
+    read = [run.final, *([scores] if scores.is_file() else [])]
+    refuse_damaged(context.project, [item.relative_to(context.project.root).as_posix() for item in read])
     _refuse_taken(context, format, path)
     whole = (run.final / "model_index.json").is_file()
     base = run.final if whole else backbone_folder(context)
@@ -110,10 +113,12 @@ def _facts(context: Context, run: Run, family: str) -> CardFacts:
     dataset = load_dataset(context)
     counts = dataset.train_counts()
     sizes = Counter(group for group, count in zip(groups(context, dataset), counts, strict=True) if count)
-    train, resolved = config.train, _resolved(run)
-    told = {key: str(resolved.get(key, getattr(train, key))) for key in _TOLD}
+    trained = context.project.manifest().record(f"runs/{run.name}/train")
+    used = {} if trained is None else trained.parameters
+    told = {key: str(used.get(f"train.{key}", getattr(config.train, key))) for key in _TOLD}
     if told["method"] == "pogdiff":
-        told |= {key: str(resolved.get(key, getattr(train, key))) for key in ("a1", "a2", "a3", "neighbour_grad")}
+        more = ("a1", "a2", "a3", "neighbour_grad")
+        told |= {key: str(used.get(f"train.{key}", getattr(config.train, key))) for key in more}
     scores = run.evaluation / "scores.json"
     return CardFacts(
         title=f"{context.project.root.name}: {run.name}",
@@ -133,15 +138,6 @@ def _facts(context: Context, run: Run, family: str) -> CardFacts:
         training={**told, "seed": str(config.seed)},
         scores=read_scores(scores) if scores.is_file() else None,
     )
-
-
-def _resolved(run: Run) -> dict[str, Any]:
-    """The ``train`` section that the run was made with."""
-    path = run.folder / "config.resolved.yaml"
-    if not path.is_file():
-        return {}
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return dict(values.get("train", {})) if isinstance(values, dict) else {}
 
 
 def licence_of(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.ratings import RatedItem
 from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.project.config import Config, RateConfig, dotted
+from pogdiff_cli.project.integrity import refuse_damaged
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.lineage import StagePlan
 from pogdiff_cli.report.content import Picture
@@ -51,6 +52,7 @@ def run(context: Context, runs: Sequence[str] | None = None, *, output: Path | N
     """Write ``rating.html`` and the key that unblinds its answers, ``artifacts/rating/rating_key.json``."""
     project = context.project
     chosen = [project.run(name) for name in runs] if runs else sampled_runs(context)
+    refuse_damaged(project, [item.samples.relative_to(project.root).as_posix() for item in chosen])
     dataset = load_dataset(context)
     subjects = _subjects(context, dataset, chosen)
     path = output or project.root / "rating.html"

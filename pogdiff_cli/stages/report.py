@@ -15,12 +15,14 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.compare import Comparison
 from pogdiff_cli.metrics.ratings import HUMAN, read_human
 from pogdiff_cli.metrics.scores import read_scores
+from pogdiff_cli.project.integrity import damaged, refuse_damaged
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.manifest import StageRecord
 from pogdiff_cli.report.content import IdentityReport, LossPoint, Picture, ProvenanceRow, ReportData, RunReport
 from pogdiff_cli.report.page import render
 from pogdiff_cli.report.paper import reference_tables
 from pogdiff_cli.stages.caption import read_names
+from pogdiff_cli.stages.compare import SCORES
 from pogdiff_cli.stages.context import Context, Result
 from pogdiff_cli.stages.dataset import Dataset, groups, load_dataset
 from pogdiff_cli.stages.density import inverse_density
@@ -44,10 +46,14 @@ def run(
 ) -> Result:
     """Write ``report.html``; every trained run of the project is on it, the paper's printed tables if asked for."""
     project = context.project
-    runs = [project.run(name) for name in project.manifest().runs if project.run(name).samples.is_dir()]
+    known = [project.run(name) for name in project.manifest().runs]
+    _refuse_damaged(context, [item for item in known if item.folder.is_dir()])
+    runs = [item for item in known if item.samples.is_dir()]
     if not runs:
         raise PogdiffError(
-            "There is no run with samples to report on.", hint="Run 'pogdiff run' first.", exit_code=Exit.MISSING
+            "There is no run with samples to report on in manifest.yaml.",
+            hint="Run 'pogdiff run' first.",
+            exit_code=Exit.MISSING,
         )
     dataset = load_dataset(context)
     path = output or project.root / "report.html"
@@ -73,8 +79,23 @@ def run(
     return Result(key="report", state=state, facts=facts)
 
 
+def _refuse_damaged(context: Context, runs: Sequence[Run]) -> None:
+    """The page shows what stages wrote, or nothing."""
+    project = context.project
+    shown = [project.names, project.density, *(path for run in runs for path in (run.samples, run.evaluation / SCORES))]
+    refuse_damaged(project, [path.relative_to(project.root).as_posix() for path in shown])
+
+
+def _unchanged(context: Context, path: Path) -> bool:
+    """Whether a log is there and as training wrote it; a changed one is said, and left out."""
+    found = damaged(context.project, [path.relative_to(context.project.root).as_posix()])
+    for damage in found:
+        context.say(f"{damage} The report leaves it out.")
+    return not found and path.is_file()
+
+
 def _run_report(context: Context, run: Run) -> RunReport:
-    scores = run.evaluation / "scores.json"
+    scores = run.evaluation / SCORES
     record = context.project.manifest().record(f"runs/{run.name}/train")
     exposure = run.folder / "exposure.json"
     return RunReport(
@@ -86,10 +107,10 @@ def _run_report(context: Context, run: Run) -> RunReport:
                 step=line["step"],
                 parts={name: float(line[key]) for key, name in _LOSSES.items() if line.get(key) is not None},
             )
-            for line in read_metrics(run.metrics)
+            for line in (read_metrics(run.metrics) if _unchanged(context, run.metrics) else [])
         ),
         settings={} if record is None else dict(record.parameters),
-        exposure=json.loads(exposure.read_text(encoding="utf-8")) if exposure.is_file() else {},
+        exposure=json.loads(exposure.read_text(encoding="utf-8")) if _unchanged(context, exposure) else {},
         gallery={
             group.identity: tuple(
                 Picture(source=path, seed=seed) for seed, path in zip(group.seeds, group.paths, strict=True)

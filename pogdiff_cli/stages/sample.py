@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import asdict, replace
 from typing import Any
 
 from pogdiff_cli.data.records import safe_folder
-from pogdiff_cli.engine.sampler import ImageRequest, generate, missing
+from pogdiff_cli.engine.sampler import ImageRequest, batches, encode_prompts, generate, missing
 from pogdiff_cli.engine.tuning import load_final
 from pogdiff_cli.errors import Exit, PogdiffError
-from pogdiff_cli.project.atomic import atomic_file, write_text
+from pogdiff_cli.project.atomic import atomic_file, sweep, write_text
+from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.lineage import plan_sample
 from pogdiff_cli.report.contact_sheet import Row, write_contact_sheet
@@ -37,16 +39,19 @@ def run(context: Context, run: Run) -> Result:
         )
     plan = plan_sample(project.config, run.name)
     inputs = input_digests(context, plan, None)
-    return perform(context, plan, inputs, lambda attempt: _sample(context, run, attempt), hands="all")
+    of = digest_value([inputs["final"], inputs["model"]])
+    return perform(context, plan, inputs, lambda attempt: _sample(context, run, attempt, of), hands="all")
 
 
-def _sample(context: Context, run: Run, attempt: Attempt) -> Made:
+def _sample(context: Context, run: Run, attempt: Attempt, of: str) -> Made:
     sample = context.project.config.sample
-    if attempt == "anew" and context.world.main:
-        shutil.rmtree(run.samples, ignore_errors=True)
+    if context.world.main:
+        _make_room(run, attempt)
     context.world.together()
     names = read_names(context)
     wanted = _images_wanted(context, list(names))
+    settings = sampling_settings(context)
+    made_by = [of, asdict(replace(settings, batch_size=0))]
     requests = {
         identity: [
             ImageRequest(
@@ -54,6 +59,7 @@ def _sample(context: Context, run: Run, attempt: Attempt) -> Made:
                 noise_key=_noise_key(identity),
                 seed=seed,
                 path=run.samples / safe_folder(identity) / f"{seed:05d}.png",
+                stamp=digest_value([*made_by, identity, name, seed]),
             )
             for seed in range(wanted[identity])
         ]
@@ -62,15 +68,20 @@ def _sample(context: Context, run: Run, attempt: Attempt) -> Made:
     everything = [request for group in requests.values() for request in group]
     todo = missing(everything)
     context.world.together()  # all have looked before anyone writes
-    mine = context.world.share(todo)
+    shared = context.world.share(batches(everything, settings.batch_size, todo))
+    mine = [request for batch in shared for request in batch]
     if mine:
         folder = run.final if (run.final / "model_index.json").is_file() else backbone_folder(context)
         adapter = load_adapter(context, folder)
+        # all of them, so that a prompt's neighbours in its batch, and with them its bits, are always the same
+        prompts = encode_prompts(adapter, [request.prompt for request in everything], settings, track=context.track)
         generate(
             adapter,
             load_final(adapter, run.final),
             mine,
-            sampling_settings(context),
+            settings,
+            prompts=prompts,
+            keep={request.path for request in everything} - {request.path for request in todo},
             track=context.track,
             label=f"Sampling {run.name}",
         )
@@ -90,6 +101,13 @@ def _sample(context: Context, run: Run, attempt: Attempt) -> Made:
     _write_contact_sheet(run, requests, names)
     facts = {"images": len(everything), "generated": len(todo), "kept": len(everything) - len(todo)}
     return Made(facts=facts | {"identities": len(requests), "scheduler": _scheduler_name(context)})
+
+
+def _make_room(run: Run, attempt: Attempt) -> None:
+    if attempt == "anew":
+        shutil.rmtree(run.samples, ignore_errors=True)
+    for folder in (run.samples, *run.samples.glob("*/")):  # what a killed process was writing
+        sweep(folder)
 
 
 def _scheduler_name(context: Context) -> str:

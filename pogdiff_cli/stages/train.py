@@ -11,6 +11,7 @@ import yaml
 
 from pogdiff_cli.data.sampling import exposure
 from pogdiff_cli.engine.batches import Batches
+from pogdiff_cli.engine.checkpoint import damaged
 from pogdiff_cli.engine.encode import encode_texts
 from pogdiff_cli.engine.launch import restarts
 from pogdiff_cli.engine.metrics_log import read_metrics
@@ -80,8 +81,8 @@ def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attem
         label=f"Training {run.name}",
         at_step=[hook for hook in (measured, previewer(context, run, adapter, dataset)) if hook is not None],
     )
-    if outcome.pieces > 1:
-        context.say(f"Memory did not suffice for whole micro-batches: they were cut into {outcome.pieces} each.")
+    for note in trainer.notes:
+        context.say(note)
     denoiser = trainer.final_denoiser()
     if denoiser is None:  # not the main process
         return Made()
@@ -149,6 +150,9 @@ def _fingerprint(plan: StagePlan, inputs: dict[str, str]) -> str:
 
 
 def _say_where(context: Context, run: Run, resumed: int, attempt: Attempt) -> None:
+    if context.project.config.train.resume_from_checkpoint == "latest":
+        for path in damaged(run.checkpoints):
+            context.say(f"{path} is damaged and was passed over: its files are not those that were written.")
     if resumed:
         context.say(f"{run.name} goes on at step {resumed}.")
     elif attempt == "anew" and run.checkpoints.is_dir():

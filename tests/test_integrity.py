@@ -1,0 +1,185 @@
+"""What finished stages wrote is held against its digest before it is read, and one bit is enough to tell."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pogdiff_cli.engine.metrics_log import MetricsLog, extent, read_metrics
+from pogdiff_cli.engine.sampler import ImageRequest, batches, missing
+from pogdiff_cli.engine.stamps import bears, write_stamped
+from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.project.digests import Digests, digest_bytes
+from pogdiff_cli.project.integrity import damaged, refuse_damaged
+from pogdiff_cli.project.layout import Project, open_project
+from pogdiff_cli.project.manifest import Manifest, StageRecord, read_manifest, write_manifest
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A caption stage and a run's training, both done, as far as the manifest knows."""
+    (tmp_path / "pogdiff.yaml").write_text("")
+    files = {"artifacts/captions.jsonl": "one\n", "runs/a/final/weights": "two", "runs/a/metrics.jsonl": "three"}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    project = open_project(tmp_path)
+    digest = {name: str(project.digests.of(tmp_path / name)) for name in (*files, "runs/a/final")}
+    caption = StageRecord(
+        command="", state="done", outputs={"artifacts/captions.jsonl": digest["artifacts/captions.jsonl"]}
+    )
+    train = StageRecord(
+        command="",
+        state="done",
+        outputs={"runs/a/final": digest["runs/a/final"]},
+        logs={"runs/a/metrics.jsonl": digest["runs/a/metrics.jsonl"]},
+    )
+    write_manifest(tmp_path / "manifest.yaml", Manifest(stages={"caption": caption}, runs={"a": {"train": train}}))
+    return project
+
+
+def test_what_is_as_it_was_written_is_not_damaged(project: Project) -> None:
+    assert damaged(project) == []
+    refuse_damaged(project, ["runs/a/final", "runs/a/metrics.jsonl", "runs/b/final"])
+
+
+def test_a_changed_output_is_named_with_the_command_that_makes_it_again(project: Project) -> None:
+    (project.root / "runs/a/final/weights").write_text("twp")
+    with pytest.raises(PogdiffError, match="runs/a/final is not what 'pogdiff train --name a' wrote") as caught:
+        refuse_damaged(project, ["runs/a/final", "artifacts/captions.jsonl"])
+    assert caught.value.exit_code == Exit.MISSING
+    assert "type: pogdiff train --name a" in str(caught.value.hint)
+    refuse_damaged(project, ["artifacts/captions.jsonl"])  # what is not read is not asked about
+
+
+def test_a_lost_output_is_damage_and_a_log_counts_only_where_it_is_asked_for(project: Project) -> None:
+    (project.root / "artifacts/captions.jsonl").unlink()
+    (project.root / "runs/a/metrics.jsonl").write_text("thrEe")
+    assert [(each.path, each.problem) for each in damaged(project)] == [("artifacts/captions.jsonl", "missing")]
+    assert [(each.path, each.problem) for each in damaged(project, ["runs/a/metrics.jsonl"])] == [
+        ("runs/a/metrics.jsonl", "changed")
+    ]
+
+
+def test_what_an_unfinished_stage_left_is_not_judged(project: Project) -> None:
+    manifest = project.manifest()
+    manifest.runs["a"]["train"].state = "failed"
+    project.write_manifest(manifest)
+    (project.root / "runs/a/final/weights").write_text("anything")
+    assert damaged(project) == []
+
+
+def test_any_flipped_bit_of_a_manifest_is_noticed_or_changes_no_fact(project: Project) -> None:
+    path, draw = project.root / "manifest.yaml", random.Random(0)
+    written, facts = path.read_bytes(), read_manifest(path)
+    refusals = []
+    for _ in range(300):
+        content = bytearray(written)
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        try:
+            assert read_manifest(path) == facts
+        except PogdiffError as problem:
+            refusals.append(problem)
+    assert len(refusals) > 200
+    assert all("manifest.yaml" in problem.message and problem.hint for problem in refusals)
+
+
+def test_a_manifest_cut_off_anywhere_is_refused(project: Project) -> None:
+    path = project.root / "manifest.yaml"
+    written, facts = path.read_bytes(), read_manifest(path)
+    for length in range(0, len(written) - 1, 7):
+        path.write_bytes(written[:length])
+        with pytest.raises(PogdiffError, match=r"manifest\.yaml"):
+            read_manifest(path)
+    path.write_bytes(written[:-1])  # all but the last line break
+    assert read_manifest(path) == facts
+
+
+def test_whoever_merges_two_manifests_takes_the_digest_out_and_older_ones_have_none(project: Project) -> None:
+    path = project.root / "manifest.yaml"
+    text = path.read_text().replace("command: ''", "command: mine").replace('command: ""', "command: mine")
+    path.write_text(text)
+    with pytest.raises(PogdiffError, match="digest does not hold") as caught:
+        read_manifest(path)
+    assert "'digest:'" in str(caught.value.hint)
+    path.write_text("".join(line for line in text.splitlines(keepends=True) if not line.startswith("digest:")))
+    assert read_manifest(path).stages["caption"].command == "mine"
+
+
+def test_a_flipped_bit_in_the_memory_of_digests_costs_time_only(tmp_path: Path) -> None:
+    file, cache, draw = tmp_path / "file", tmp_path / "digests.json", random.Random(1)
+    file.write_text("content")
+    digests = Digests(cache)
+    digests.of(file)
+    digests.save()
+    written = cache.read_bytes()
+    for _ in range(200):
+        content = bytearray(written)
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        cache.write_bytes(content)
+        assert Digests(cache).of(file) == digest_bytes(file)
+
+
+def picture(path: Path, stamp: str, value: int = 7) -> None:
+    write_stamped(Image.new("RGB", (8, 8), (value, 2, 3)), path, stamp)
+
+
+def test_a_stamped_picture_is_known_again_and_any_flipped_bit_or_cut_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "1.png"
+    picture(path, "sha256:1")
+    assert bears(path, "sha256:1")
+    assert not bears(path, "sha256:2")
+    assert not bears(tmp_path / "2.png", "sha256:1")
+    assert [item.name for item in path.parent.iterdir()] == ["1.png"]
+    written = path.read_bytes()
+    for bit in range(8 * len(written)):
+        content = bytearray(written)
+        content[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(content)
+        assert not bears(path, "sha256:1")
+    for length in range(len(written)):
+        path.write_bytes(written[:length])
+        assert not bears(path, "sha256:1")
+    path.write_bytes(written + b"\0")
+    assert not bears(path, "sha256:1")
+
+
+def test_exchanged_pictures_are_missing_and_their_batches_are_made_as_before(tmp_path: Path) -> None:
+    requests = [
+        ImageRequest(prompt="", noise_key=0, seed=seed, path=tmp_path / f"{seed}.png", stamp=f"of {seed}")
+        for seed in range(7)
+    ]
+    for request in requests:
+        picture(request.path, request.stamp, request.seed)
+    assert missing(requests) == []
+    first, second = tmp_path / "1.png", tmp_path / "5.png"
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    todo = missing(requests)
+    assert [request.seed for request in todo] == [1, 5]
+    assert [[r.seed for r in batch] for batch in batches(requests, 3, todo)] == [[0, 1, 2], [3, 4, 5]]
+    assert [[r.seed for r in batch] for batch in batches(requests, 3, requests)] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize(("harm", "intact"), [("none", True), ("later", True), ("earlier", False), ("gone", False)])
+def test_a_log_is_told_from_the_one_that_the_checkpoint_was_made_with(tmp_path: Path, harm: str, intact: bool) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, resumed_at=0, tensorboard=None)
+    log.write(1, {"denoise": 0.5})
+    saved = extent(path)
+    log.write(2, {"denoise": 0.25})
+    text = path.read_text()
+    if harm == "later":
+        path.write_text(text[:-3])
+    elif harm == "earlier":
+        path.write_bytes(text.replace("0.5", "\N{LATIN SMALL LETTER E WITH ACUTE}").encode("latin-1"))
+    elif harm == "gone":
+        path.unlink()
+    again = MetricsLog(path, resumed_at=1, tensorboard=None, as_saved=saved)
+    assert again.intact == intact
+    assert [line["step"] for line in read_metrics(path)] == ([1] if intact else [])
