@@ -128,6 +128,7 @@ def save_stable_diffusion_3(folder: Path, *, with_t5: bool = True) -> Path:
         pooled_projection_dim=2 * WIDTH,
         pos_embed_max_size=8,
         qk_norm="rms_norm",
+        dual_attention_layers=(0,),  # as 3.5 medium's first 13
     )
     config = T5Config(vocab_size=len(long), d_model=2 * WIDTH, d_kv=8, d_ff=64, num_layers=1, num_heads=2)
     StableDiffusion3Pipeline(

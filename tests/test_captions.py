@@ -11,17 +11,21 @@ from PIL import Image
 from pogdiff_cli.data.captions import (
     Caption,
     CaptionRequest,
-    CaptionWriter,
     check_prompts,
     ensure_name,
     file_captions,
     read_captions,
     render,
     template_captions,
+    write_captions,
 )
+from pogdiff_cli.data.descriptions import Description, key_of, read_descriptions
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.models.access import Access
 from pogdiff_cli.models.captioners import load_captioner
+from pogdiff_cli.project.line_log import LineWriter
 
+OURS = Access(allow_python=True)
 PROMPTS = ["a photo of {name}", "{name}, {pose}", "a portrait of {name}", "{name} {pose}, {mouth}"]
 
 
@@ -124,41 +128,54 @@ def caption(number: int, text: str = 'é\u2028 "quoted"') -> Caption:
     return Caption(file_name=f"{number}.png", identity="s1", name="Lukas", caption=text, captioner="template")
 
 
-def test_captions_come_back_as_they_were_written_and_the_last_word_counts(tmp_path: Path) -> None:
+def test_captions_come_back_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "artifacts" / "captions.jsonl"
     assert read_captions(path) == {}
-    with CaptionWriter(path) as writer:
-        writer.append([caption(0), caption(1)])
-    with CaptionWriter(path) as writer:
-        writer.append([caption(1, "again")])
-    assert read_captions(path) == {"0.png": caption(0), "1.png": caption(1, "again")}
-    assert set(json.loads(path.read_bytes().split(b"\n")[0])) == {
-        "file_name",
-        "identity",
-        "name",
-        "caption",
-        "captioner",
-    }
+    write_captions(path, [caption(0), caption(1)])
+    assert read_captions(path) == {"0.png": caption(0), "1.png": caption(1)}
+    fields = ("file_name", "identity", "name", "caption", "captioner")
+    assert set(json.loads(path.read_bytes().split(b"\n")[0])) == set(fields)
+    write_captions(path, [caption(1, "again")])
+    assert read_captions(path) == {"1.png": caption(1, "again")}
 
 
-def test_a_line_torn_at_any_byte_is_ignored_and_written_anew(tmp_path: Path) -> None:
-    path = tmp_path / "captions.jsonl"
-    with CaptionWriter(path) as writer:
-        writer.append([caption(0), caption(1)])
+def description(number: int, text: str = 'é\u2028 "quoted"\ud800') -> Description:
+    key = key_of(image=f"{number}", question="q")
+    return Description(key=key, image=f"{number}", captioner="openai:x", name="Lukas", text=text)
+
+
+def test_the_last_answer_about_a_picture_counts(tmp_path: Path) -> None:
+    path = tmp_path / "artifacts" / "descriptions.jsonl"
+    assert read_descriptions(path) == {}
+    with LineWriter(path) as log:
+        log.append(description(0), description(1))
+    with LineWriter(path) as log:
+        log.append(description(1, "again"))
+    found = read_descriptions(path)
+    assert [found[description(n).key] for n in (0, 1)] == [description(0), description(1, "again")]
+
+
+def test_a_picture_and_a_question_are_both_part_of_the_key() -> None:
+    assert len({key_of(image=image, question=question) for image in "ab" for question in "ab"}) == 4
+
+
+def test_an_answer_torn_at_any_byte_is_ignored_and_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "descriptions.jsonl"
+    with LineWriter(path) as log:
+        log.append(description(0), description(1))
     whole = path.read_bytes()
     second = whole.index(b"\n") + 1
     for cut in range(second, len(whole)):
         path.write_bytes(whole[:cut])
-        assert set(read_captions(path)) == {"0.png"}
-        with CaptionWriter(path) as writer:
-            writer.append([caption(1)])
+        assert set(read_descriptions(path)) == {description(0).key}
+        with LineWriter(path) as log:
+            log.append(description(1))
         assert path.read_bytes() == whole
 
 
 def test_a_bad_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
-    with CaptionWriter(path) as writer:
-        writer.append([caption(0)])
+    write_captions(path, [caption(0)])
     good = path.read_bytes()
     for bad in (b"{\n", b'{"file_name": "x"}\n', b"[]\n", b"\xff\n"):
         path.write_bytes(good + bad + good)
@@ -175,17 +192,17 @@ def test_a_captioner_of_ones_own_runs_only_when_allowed(tmp_path: Path, monkeypa
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(PogdiffError, match="would run Python code"):
-        load_captioner("py:my_captioner:describe")
-    captioner = load_captioner("py:my_captioner:describe", allow_python=True)
+        load_captioner("py:my_captioner:describe", Access())
+    captioner = load_captioner("py:my_captioner:describe", OURS)
     assert captioner.name == "py:my_captioner:describe"
     assert captioner.describe([Image.new("RGB", (7, 5))], [request()]) == ["Lukas 7 px"]
     with pytest.raises(PogdiffError, match="one string a picture"):
-        load_captioner("py:my_captioner:short", allow_python=True).describe([Image.new("RGB", (7, 5))], [request()])
+        load_captioner("py:my_captioner:short", OURS).describe([Image.new("RGB", (7, 5))], [request()])
     for spec, code in (
         ("py:my_captioner:absent", Exit.MISSING),
         ("py:absent", Exit.USAGE),
         ("llava", Exit.USAGE),
     ):
         with pytest.raises(PogdiffError) as caught:
-            load_captioner(spec, allow_python=True)
+            load_captioner(spec, OURS)
         assert caught.value.exit_code == code

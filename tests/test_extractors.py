@@ -23,6 +23,8 @@ from PIL import Image
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.extractors import load_extractor
 from pogdiff_cli.models.extractors.dlib_face import fixed_chip
+from pogdiff_cli.models.extractors.presence import refuse_absent
+from pogdiff_cli.models.extractors.timm_model import prepared
 
 PICTURES = [photo(40, 30, seed) for seed in range(5)]
 
@@ -513,7 +515,7 @@ def timm_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sys.modules, "timm", FakeTimm)
     config = {
         "architecture": "mean_then_linear",
-        "model_args": {"width": 2},
+        "model_args": {"width": 2, "num_classes": 7},  # as timm saves it
         "pretrained_cfg": {
             "input_size": [3, 16, 16],
             "crop_pct": 0.5,
@@ -547,10 +549,32 @@ def test_a_timm_model_sees_the_centre_of_the_picture_as_its_configuration_says(t
     assert extractor.preprocessing == {
         "size": 16,
         "crop_pct": 0.5,
+        "crop_mode": "center",
         "interpolation": "bicubic",
         "mean": [0.5, 0.25, 0.0],
         "std": [0.5, 1.0, 2.0],
     }
+
+
+def test_what_is_kept_of_a_picture_is_rounded_as_timm_rounds_it() -> None:
+    """torchvision's centre crop begins at round((length - size) / 2), halves to the even number."""
+    how = {"size": 16, "crop_pct": 16 / 20.5, "interpolation": "bicubic", "mean": [0, 0, 0], "std": [1, 1, 1]}
+    for width, height, left, top in ((20, 20, 2, 2), (21, 20, 2, 2), (23, 20, 4, 2), (20, 25, 2, 4), (20, 27, 2, 6)):
+        pixels = np.random.default_rng(0).integers(0, 256, size=(height, width, 3), dtype=np.uint8)  # shorter side: 20
+        kept = prepared(Image.fromarray(pixels), how | {"crop_mode": "center"}).transpose(1, 2, 0)
+        assert np.allclose(kept, pixels[top : top + 16, left : left + 16] / 255)
+    columns = np.repeat(np.linspace(0, 1, 40)[None], 20, axis=0)[..., None].repeat(3, axis=2)
+    picture = Image.fromarray((255 * columns).astype(np.uint8))
+    squashed = prepared(picture, how | {"crop_mode": "squash"})  # 40 columns -> 20 -> the central 16
+    assert np.allclose(squashed[0].mean(axis=0), np.linspace(0, 1, 40).reshape(20, 2).mean(axis=1)[2:18], atol=0.01)
+
+
+def test_a_way_to_crop_that_is_not_known_is_refused(timm_folder: Path) -> None:
+    config = json.loads((timm_folder / "config.json").read_text())
+    config["pretrained_cfg"]["crop_mode"] = "border"
+    (timm_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PogdiffError, match="timm's way 'border'"):
+        load_extractor(f"timm:{timm_folder}")
 
 
 def test_the_digest_of_a_timm_model_is_that_of_its_files(timm_folder: Path, tmp_path: Path) -> None:
@@ -579,10 +603,37 @@ def test_timm_weights_that_do_not_fit_or_are_pickled_are_refused(timm_folder: Pa
     assert caught.value.exit_code == Exit.MISSING
 
 
-def test_without_timm_it_is_said_that_torchvision_comes_with_it(
-    timm_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_timm_or_with_a_torchvision_that_does_not_fit_it_is_said_what_to_install(
+    timm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A torchvision of another build than torch fails with a RuntimeError when timm imports it."""
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(PogdiffError, match="timm needs torchvision") as caught:
+    with pytest.raises(PogdiffError, match="needs a torchvision built for this torch") as caught:
         load_extractor(f"timm:{timm_folder}")
     assert caught.value.exit_code == Exit.MISSING
+    broken = tmp_path / "packages" / "timm"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.delitem(sys.modules, "timm")
+    monkeypatch.syspath_prepend(str(broken.parent))
+    with pytest.raises(PogdiffError, match="torchvision::nms does not exist") as caught:
+        load_extractor(f"timm:{timm_folder}")
+    assert caught.value.exit_code == Exit.MISSING
+    assert "pip install timm torchvision" in (caught.value.hint or "")
+    assert "timm" not in sys.modules
+
+
+def test_what_timm_needs_is_looked_for_before_anything_is_loaded(
+    timm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def there(*packages: str) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in packages else None)
+
+    for packages, absent in (((), "timm"), (("timm",), "torchvision")):
+        there(*packages)
+        with pytest.raises(PogdiffError, match=f"needs {absent}") as caught:
+            refuse_absent(f"timm:{timm_folder}", {})
+        assert caught.value.exit_code == Exit.MISSING
+        assert "pip install timm torchvision" in (caught.value.hint or "")
+    there("timm", "torchvision")
+    refuse_absent(f"timm:{timm_folder}", {})

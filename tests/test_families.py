@@ -350,7 +350,7 @@ def test_a_side_that_cannot_be_packed_is_refused_with_one_that_can(folders: Call
 def test_precision_checkpointing_and_weights_of_steps_suit_every_family(
     adapter: Adapter, keys: dict[str, Any], tmp_path: Path
 ) -> None:
-    more = {"max_train_steps": 10, "learning_rate": 1e-2, "checkpointing_steps": 100}
+    more = {"max_train_steps": 14, "learning_rate": 1e-2, "checkpointing_steps": 100}
     one = trainer(adapter, tmp_path, kind=OneBatch, method="pogdiff", **more, **keys)
     before = loss_of(one)
     one.run()

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import shutil
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -19,22 +20,17 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.answers import Reading, read_score
 from pogdiff_cli.metrics.compare import compare
 from pogdiff_cli.metrics.inputs import IdentityFeatures, ScoreSettings, Shot
-from pogdiff_cli.metrics.judge_log import Entry, LogWriter, key_of, read_log
+from pogdiff_cli.metrics.judge_log import Entry, key_of, read_log
 from pogdiff_cli.metrics.judged import Judged, JudgedImage
 from pogdiff_cli.metrics.scores import Scores
 from pogdiff_cli.metrics.scoring import score
+from pogdiff_cli.models.access import Access
 from pogdiff_cli.models.judges import Judge, Question, load_judge
 from pogdiff_cli.models.judges.prompts import PAPER, REFERENCE, prompt_for
+from pogdiff_cli.project.line_log import LineWriter
 
-SERVER = {
-    "options": {},
-    "base_url": "http://127.0.0.1:9/v1",
-    "key_variable": None,
-    "timeout": 1.0,
-    "retries": 0,
-    "threads": 1,
-    "device": "cpu",
-}
+SERVER = Access(base_url="http://127.0.0.1:9/v1", timeout=1.0, retries=0)
+OURS = replace(SERVER, allow_python=True)
 
 
 @pytest.mark.parametrize(
@@ -181,10 +177,10 @@ def test_every_part_of_a_question_is_part_of_its_key() -> None:
 def test_a_log_keeps_what_was_said_first(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "judge.jsonl"
     assert read_log(path) == {}
-    with LogWriter(path) as log:
+    with LineWriter(path) as log:
         log.append(entry(0, 'é\u2028"\n\ud800'))
         log.append(entry(1))
-    with LogWriter(path) as log:
+    with LineWriter(path) as log:
         log.append(entry(1, "8"))
     found = read_log(path)
     assert [found[entry(n).key].answer for n in (0, 1)] == ['é\u2028"\n\ud800', "7"]
@@ -192,14 +188,14 @@ def test_a_log_keeps_what_was_said_first(tmp_path: Path) -> None:
 
 def test_a_line_torn_at_any_byte_costs_that_line_alone(tmp_path: Path) -> None:
     path = tmp_path / "judge.jsonl"
-    with LogWriter(path) as log:
+    with LineWriter(path) as log:
         log.append(entry(0))
         log.append(entry(1))
     whole = path.read_bytes()
     for cut in range(whole.index(b"\n") + 1, len(whole)):
         path.write_bytes(whole[:cut])
         assert set(read_log(path)) == {entry(0).key}
-        with LogWriter(path) as log:
+        with LineWriter(path) as log:
             log.append(entry(1))
         assert path.read_bytes() == whole
 
@@ -209,7 +205,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, "full")
 
     path = tmp_path / "judge.jsonl"
-    with LogWriter(path) as log:
+    with LineWriter(path) as log:
         log.append(entry(0))
         with monkeypatch.context() as disk:
             disk.setattr("os.fsync", full)
@@ -222,7 +218,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("bad", [b"{", b"[]", b"7", b"{}", b"\xff", b'{"key": 1}', b"[" * 100_000])
 def test_a_bad_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path, bad: bytes) -> None:
     path = tmp_path / "judge.jsonl"
-    with LogWriter(path) as log:
+    with LineWriter(path) as log:
         log.append(entry(0))
     good = path.read_bytes()
     path.write_bytes(good + bad + b"\n" + good)
@@ -356,18 +352,18 @@ def test_a_judge_of_ones_own_runs_only_when_allowed(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(tmp_path))
     question = Question(prompt="how many", pictures=(picture(), picture()), repeat=0)
     with pytest.raises(PogdiffError, match="would run Python code"):
-        load_judge("py:my_judge:width", allow_python=False, **SERVER)
-    judges = [load_judge(f"py:my_judge:{name}", allow_python=True, **SERVER) for name in ("width", "echo")]
+        load_judge("py:my_judge:width", SERVER)
+    judges = [load_judge(f"py:my_judge:{name}", OURS) for name in ("width", "echo")]
     answers = [judge.ask(question).text for judge in judges]
     assert answers == ["7", "how many: 2"]
     with pytest.raises(PogdiffError, match="must return the answer"):
-        load_judge("py:my_judge:wrong", allow_python=True, **SERVER).ask(question)
+        load_judge("py:my_judge:wrong", OURS).ask(question)
 
 
 @pytest.mark.parametrize("spec", ["gpt-4o", "openai:", "hf:", "anthropic:x"])
 def test_an_unknown_judge_is_refused_with_what_there_is(spec: str) -> None:
     with pytest.raises(PogdiffError, match="openai:MODEL") as caught:
-        load_judge(spec, allow_python=True, **SERVER)
+        load_judge(spec, OURS)
     assert caught.value.exit_code == Exit.USAGE
 
 
@@ -379,7 +375,7 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def local(folder: Path, **options: float) -> Judge:
-    return load_judge(f"hf:{folder}", allow_python=False, **{**SERVER, "options": options})
+    return load_judge(f"hf:{folder}", replace(SERVER, options=options))
 
 
 def test_a_local_judge_draws_each_repeat_with_a_seed_of_its_own(vlm: Path) -> None:
@@ -428,7 +424,7 @@ def test_a_local_judge_that_is_not_there_or_not_whole_is_refused(vlm: Path, tmp_
     from safetensors.torch import load_file, save_file
 
     with pytest.raises(PogdiffError, match="hf download some/judge --revision v2") as caught:
-        load_judge("hf:some/judge@v2", allow_python=False, **SERVER)
+        load_judge("hf:some/judge@v2", SERVER)
     assert caught.value.exit_code == Exit.MISSING
     with pytest.raises(PogdiffError, match="no option 'top_k'"):
         local(vlm, top_k=3)

@@ -151,7 +151,7 @@ def test_captions_neighbours_and_images_are_those_of_one_process(project: TinyPr
     assert made[0] == made[1]
     counts = [tuple(int(word) for word in line.split()) for line in who.read_text().splitlines()]
     assert {rank: sum(n for r, n in counts if r == rank) for rank in (0, 1)} == {0: 7, 1: 7}
-    assert not list((project.root / "artifacts").glob("captions.part-*"))
+    assert not list((project.root / "artifacts").glob("descriptions.part-*"))
 
 
 @pytest.mark.slow

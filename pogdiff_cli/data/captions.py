@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from pogdiff_cli.data.wording import CaptionRequest, check_prompts, render, template_captions
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.project.atomic import atomic_file
+from pogdiff_cli.project.line_log import read_lines
 
 __all__ = [
     "Caption",
     "CaptionRequest",
-    "CaptionWriter",
     "check_prompts",
     "ensure_name",
     "file_captions",
@@ -25,6 +25,7 @@ __all__ = [
     "read_captions",
     "render",
     "template_captions",
+    "write_captions",
 ]
 
 
@@ -81,58 +82,17 @@ def name_is_cut(caption: str, name: str, count_tokens: Callable[[str], int], lim
 
 def read_captions(path: Path) -> dict[str, Caption]:
     """Captions by file name, the last one said of each; only the last line may be torn."""
-    if not path.exists():
-        return {}
-    captions: dict[str, Caption] = {}
-    raw = path.read_bytes()
-    lines = raw.split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        caption = _caption_of(line)
-        if caption is None and number < len(lines):
-            raise PogdiffError(
-                f"{path}:{number}: not a caption.",
-                hint="Remove the line; the image is captioned again.",
-                exit_code=Exit.DATA,
-            )
-        # a last line without its newline was being written when the program died, even if it happens to parse
-        if caption is not None and number < len(lines):
-            captions[caption.file_name] = caption
-    return captions
+    lines = read_lines(path, _caption_of, what="a caption", remedy="the image is captioned again")
+    return {caption.file_name: caption for caption in lines}
 
 
-def _caption_of(line: bytes) -> Caption | None:
-    try:
-        values = json.loads(line)
-        if set(values) != set(Caption.__dataclass_fields__) or not all(isinstance(v, str) for v in values.values()):
-            return None
-        return Caption(**values)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+def _caption_of(values: dict[str, Any]) -> Caption | None:
+    if set(values) != set(Caption.__dataclass_fields__) or not all(isinstance(v, str) for v in values.values()):
         return None
+    return Caption(**values)
 
 
-class CaptionWriter:
-    """Appends captions, each batch safely on disk; a torn last line is cut off first."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab+")
-        self._file.seek(0)
-        content = self._file.read()
-        self._file.truncate(content.rfind(b"\n") + 1)
-
-    def append(self, captions: Iterable[Caption]) -> None:
-        """Write one line each, then flush to the disk."""
-        lines = [json.dumps(asdict(caption), ensure_ascii=False) + "\n" for caption in captions]
-        self._file.write("".join(lines).encode("utf-8"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def __enter__(self) -> CaptionWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
+def write_captions(path: Path, captions: Iterable[Caption]) -> None:
+    """The whole file at once, one line an image."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(caption), ensure_ascii=False) + "\n" for caption in captions)

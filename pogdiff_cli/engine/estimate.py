@@ -43,6 +43,7 @@ def estimate(folder: Path, train: TrainConfig, *, device: torch.device) -> Estim
     family = family_of(folder)
     denoiser = _on_meta(folder, family.denoiser_name, family.parts[family.denoiser_name])
     total = _count(denoiser)
+    fixed = sum(buffer.numel() for buffer in denoiser.buffers())  # positions of Stable Diffusion 3: saved with weights
     prepare(denoiser, train, family.lora_targets)
     trainable = sum(p.numel() for p in denoiser.parameters() if p.requires_grad)
     frozen = {
@@ -52,7 +53,7 @@ def estimate(folder: Path, train: TrainConfig, *, device: torch.device) -> Estim
     }
     large = [name for name in frozen if family.parts[name] == "T5EncoderModel" and device.type == "cuda"]
     encoding = sum(count * (_HALF if name in large else _FLOAT) for name, count in frozen.items())
-    whole = total + (trainable if train.tuning == "lora" else 0)
+    whole = total + fixed + (trainable if train.tuning == "lora" else 0)
     kept = 3 + (1 if train.use_ema else 0)
     return Estimate(
         family=family.family,
@@ -62,7 +63,7 @@ def estimate(folder: Path, train: TrainConfig, *, device: torch.device) -> Estim
         training=_FLOAT * (whole + kept * trainable),
         encoding=encoding,
         checkpoint=_FLOAT * kept * trainable,
-        final=_FLOAT * (trainable if train.tuning == "lora" else total + sum(frozen.values())),
+        final=_FLOAT * (trainable if train.tuning == "lora" else total + fixed + sum(frozen.values())),
     )
 
 

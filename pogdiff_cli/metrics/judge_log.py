@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
-from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.project.line_log import read_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,71 +41,15 @@ def key_of(*, image: str, reference: str | None, repeat: int, model: str, prompt
 
 def read_log(path: Path) -> dict[str, Entry]:
     """Answers by key, the first one of each; only the last line may be torn."""
-    if not path.exists():
-        return {}
     found: dict[str, Entry] = {}
-    *lines, _torn = path.read_bytes().split(b"\n")  # what follows the last newline was being written
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        entry = _entry_of(line)
-        if entry is None:
-            raise PogdiffError(
-                f"{path}:{number}: not an answer of a judge.",
-                hint="Remove the line; its question is asked again.",
-                exit_code=Exit.DATA,
-            )
+    for entry in read_lines(path, _entry_of, what="an answer of a judge", remedy="its question is asked again"):
         found.setdefault(entry.key, entry)
     return found
 
 
-def _entry_of(line: bytes) -> Entry | None:
-    try:
-        values = json.loads(line)
-        if set(values) != {field.name for field in fields(Entry)}:
-            return None
-        entry = Entry(**values)
-    except (ValueError, TypeError, RecursionError):
+def _entry_of(values: dict[str, Any]) -> Entry | None:
+    if set(values) != {field.name for field in fields(Entry)}:
         return None
+    entry = Entry(**values)
     plain = isinstance(entry.key, str) and isinstance(entry.answer, str)
     return entry if plain and isinstance(entry.refusal, str | None) else None
-
-
-class LogWriter:
-    """Appends answers from any thread, each safely on disk when ``append`` returns; a torn last line goes first."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
-        self._file = path.open("ab+", buffering=0)  # what fails to be written must not come later
-        self._file.seek(0)
-        content = self._file.read()
-        self._file.truncate(content.rfind(b"\n") + 1)
-        os.fsync(self._file.fileno())
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # a file that its folder forgets holds nothing
-        finally:
-            os.close(folder)
-
-    def append(self, entry: Entry) -> None:
-        """Write one line and flush it to the disk, or leave the file as it was."""
-        line = (json.dumps(asdict(entry), ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-        with self._lock:
-            before = self._file.seek(0, os.SEEK_END)
-            try:
-                rest = memoryview(line)
-                while rest:
-                    rest = rest[self._file.write(rest) :]
-                os.fsync(self._file.fileno())
-            except OSError:  # a full disk: half a line would spoil the one after it
-                self._file.truncate(before)
-                raise
-
-    def __enter__(self) -> LogWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pogdiff_cli.errors import Exit, PogdiffError
-from pogdiff_cli.models.adapter import FamilyOptions, Moments, SchedulerChoice, TextParts
+from pogdiff_cli.models.adapter import Condition, FamilyOptions, Guidance, Moments, SchedulerChoice, TextParts
 from pogdiff_cli.models.components import copy_components, load_component
 from pogdiff_cli.models.noise_path import NoisePath, Times
 from pogdiff_cli.models.text_readers import count_tokens
@@ -238,6 +238,22 @@ class Backbone(ABC):
 
     def _without(self, component: str, text: TextParts) -> bool:
         return component == self.denoiser_name or (text == "without text" and component.startswith("text_encoder"))
+
+    def sampling_arguments(
+        self, condition: Condition, negative: Condition, noise: Tensor, guidance: Guidance
+    ) -> dict[str, Any]:
+        """What the pipeline is called with: classifier-free guidance away from the negative prompt."""
+        chosen = guidance.guidance_scale
+        arguments: dict[str, Any] = {
+            "prompt_embeds": condition["hidden"],
+            "negative_prompt_embeds": negative["hidden"],
+            "latents": noise,
+            "guidance_scale": self.guidance_scale if chosen is None else chosen,
+        }
+        if "pooled" in condition:
+            arguments["pooled_prompt_embeds"] = condition["pooled"]
+            arguments["negative_pooled_prompt_embeds"] = negative["pooled"]
+        return arguments
 
     def _pipeline_options(self) -> dict[str, Any]:
         return {}

@@ -57,6 +57,12 @@ class VariancePreservingBackbone(Backbone):
             self.folder, subfolder="scheduler", clip_sample=False, local_files_only=True
         )
 
+    def sampling_arguments(
+        self, condition: Condition, negative: Condition, noise: Tensor, guidance: Guidance
+    ) -> dict[str, Any]:
+        """Classifier-free guidance and DDIM's eta."""
+        return {**super().sampling_arguments(condition, negative, noise, guidance), "eta": guidance.eta}
+
 
 class StableDiffusion(VariancePreservingBackbone):
     """Adapter of the family; the folder is a diffusers StableDiffusionPipeline."""
@@ -83,19 +89,6 @@ class StableDiffusion(VariancePreservingBackbone):
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """H = f(x_t, t, y), (b, c, h, w)."""
         return cast(Tensor, denoiser(x_t, t, encoder_hidden_states=condition["hidden"], return_dict=False)[0])
-
-    def sampling_arguments(
-        self, condition: Condition, negative: Condition, noise: Tensor, guidance: Guidance
-    ) -> dict[str, Any]:
-        """Classifier-free guidance and DDIM's eta."""
-        chosen = guidance.guidance_scale
-        return {
-            "prompt_embeds": condition["hidden"],
-            "negative_prompt_embeds": negative["hidden"],
-            "latents": noise,
-            "guidance_scale": self.guidance_scale if chosen is None else chosen,
-            "eta": guidance.eta,
-        }
 
     def _pipeline_options(self) -> dict[str, Any]:
         return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pogdiff_cli.models.adapter import Condition, Guidance, TextEncoding
+from pogdiff_cli.models.adapter import Condition, TextEncoding
 from pogdiff_cli.models.flow import FlowBackbone
 from pogdiff_cli.models.text_readers import ClipStates, count_tokens, read_clip, read_t5
 
@@ -82,17 +82,3 @@ class StableDiffusion3(FlowBackbone):
                 return_dict=False,
             )[0],
         )
-
-    def sampling_arguments(
-        self, condition: Condition, negative: Condition, noise: Tensor, guidance: Guidance
-    ) -> dict[str, Any]:
-        """Classifier-free guidance; a flow has no eta."""
-        chosen = guidance.guidance_scale
-        return {
-            "prompt_embeds": condition["hidden"],
-            "pooled_prompt_embeds": condition["pooled"],
-            "negative_prompt_embeds": negative["hidden"],
-            "negative_pooled_prompt_embeds": negative["pooled"],
-            "latents": noise,
-            "guidance_scale": self.guidance_scale if chosen is None else chosen,
-        }

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionXLPipeline
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pogdiff_cli.models.adapter import Condition, Guidance, TextEncoding
+from pogdiff_cli.models.adapter import Condition, TextEncoding
 from pogdiff_cli.models.stable_diffusion import UNET_ATTENTION, VariancePreservingBackbone
 from pogdiff_cli.models.text_readers import read_clip
 from pogdiff_cli.models.weights import pipeline_index
@@ -80,21 +80,6 @@ class StableDiffusionXL(VariancePreservingBackbone):
         """Time ids of images that were not cropped or scaled, as the pipeline has them."""
         height, width = (side * self.vae_factor for side in x_t.shape[-2:])
         return x_t.new_tensor([height, width, 0, 0, height, width]).expand(len(x_t), 6)
-
-    def sampling_arguments(
-        self, condition: Condition, negative: Condition, noise: Tensor, guidance: Guidance
-    ) -> dict[str, Any]:
-        """Classifier-free guidance and DDIM's eta."""
-        chosen = guidance.guidance_scale
-        return {
-            "prompt_embeds": condition["hidden"],
-            "pooled_prompt_embeds": condition["pooled"],
-            "negative_prompt_embeds": negative["hidden"],
-            "negative_pooled_prompt_embeds": negative["pooled"],
-            "latents": noise,
-            "guidance_scale": self.guidance_scale if chosen is None else chosen,
-            "eta": guidance.eta,
-        }
 
     def _pipeline_options(self) -> dict[str, Any]:
         return {"force_zeros_for_empty_prompt": self.zeros_for_empty, "add_watermarker": False}

@@ -77,6 +77,11 @@ class Project:
         return self.artifacts / "captions.jsonl"
 
     @property
+    def descriptions(self) -> Path:
+        """What captioners have said of pictures: never asked for twice."""
+        return self.artifacts / "descriptions.jsonl"
+
+    @property
     def names(self) -> Path:
         """Identity to generic name."""
         return self.artifacts / "names.yaml"

@@ -6,28 +6,25 @@ most ``evaluate.judge.concurrency`` answers that it does not have; whatever stan
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from pogdiff_cli.data.images import decode
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.answers import read_score
-from pogdiff_cli.metrics.judge_log import Entry, LogWriter, read_log
+from pogdiff_cli.metrics.judge_log import Entry, read_log
 from pogdiff_cli.metrics.judged import Judged, JudgedImage
 from pogdiff_cli.models.completions import ChatAnswer
-from pogdiff_cli.models.judges import Judge, Question, load_judge
+from pogdiff_cli.models.judges import Question, load_judge
 from pogdiff_cli.models.pictures import png_of
 from pogdiff_cli.project.judge_config import JudgeConfig
 from pogdiff_cli.project.layout import Run
+from pogdiff_cli.project.line_log import LineWriter
+from pogdiff_cli.stages.asking import Pause, access_of, ask_all
 from pogdiff_cli.stages.context import Context
 from pogdiff_cli.stages.dataset import Dataset
 from pogdiff_cli.stages.judge_questions import Asked, Questions, log_of, plan_questions
@@ -53,9 +50,15 @@ def run(context: Context, dataset: Dataset, generated: Sequence[Generated], run:
         )
     path = log_of(run)
     if todo:
-        judge = _open(context, config, questions.model)
-        with LogWriter(path) as log:
-            _ask(context, _Asker(judge=judge, model=questions.model, log=log, stop=threading.Event()), todo)
+        judge = load_judge(questions.model, access_of(context, config))
+        with LineWriter(path) as log:
+
+            def ask(asked: Asked, pause: Pause) -> None:
+                pictures = tuple(map(_picture, asked.pictures, asked.digests))
+                question = Question(prompt=asked.prompt, pictures=pictures, repeat=asked.repeat)
+                log.append(_entry(asked, judge.ask(question, pause=pause), questions.model))
+
+            ask_all(ask, todo, threads=judge.threads, track=context.track, label=f"Asking {judge.name}")
     judged = _read(replace(questions, log=read_log(path)), config)
     context.say(f"The judge's answers: {judged.in_words()}.")
     return judged
@@ -75,87 +78,6 @@ def _read(questions: Questions, config: JudgeConfig) -> Judged:
     ]
     label = f"{questions.model.partition(':')[2]}, {config.protocol}"
     return Judged(label=label, method=questions.method, images=tuple(images), unasked=questions.unasked)
-
-
-def _open(context: Context, config: JudgeConfig, model: str) -> Judge:
-    return load_judge(
-        model,
-        options=config.options,
-        base_url=config.base_url,
-        key_variable=config.api_key_env,
-        timeout=config.timeout,
-        retries=config.max_retries,
-        threads=config.concurrency,
-        allow_python=config.allow_python,
-        device=str(context.devices.own),
-    )
-
-
-class _GivenUp(Exception):
-    """Another thread failed, or the user wants to leave: nothing more is sent."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Asker:
-    """What each thread does with a question: asks it and files the answer, unless it is time to stop."""
-
-    judge: Judge
-    model: str
-    log: LogWriter
-    stop: threading.Event
-
-    def __call__(self, asked: Asked) -> None:
-        if self.stop.is_set():
-            return
-        try:
-            pictures = tuple(map(_picture, asked.pictures, asked.digests))
-            question = Question(prompt=asked.prompt, pictures=pictures, repeat=asked.repeat)
-            self.log.append(_entry(asked, self.judge.ask(question, pause=self._pause), self.model))
-        except _GivenUp:
-            return
-        except BaseException:
-            self.stop.set()  # before the other threads ask again
-            raise
-
-    def _pause(self, seconds: float) -> None:
-        if self.stop.wait(seconds):
-            raise _GivenUp
-
-
-def _ask(context: Context, asker: _Asker, todo: Sequence[Asked]) -> None:
-    with _stopping(asker.stop), ThreadPoolExecutor(asker.judge.threads, thread_name_prefix="judge") as pool:
-        futures = [pool.submit(asker, asked) for asked in todo]
-        try:
-            for future in context.track(as_completed(futures), f"Asking {asker.judge.name}", len(todo)):
-                future.result()
-        except BaseException:
-            asker.stop.set()  # what is under way is waited for and kept: it is paid
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-@contextlib.contextmanager
-def _stopping(stop: threading.Event) -> Iterator[None]:
-    """The first SIGINT sets ``stop`` and ends the body in order: raised amid a wait, it can be lost in a callback."""
-    asked = threading.Event()
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if asked.is_set():
-        raise KeyboardInterrupt
 
 
 def _entry(asked: Asked, answer: ChatAnswer, model: str) -> Entry:

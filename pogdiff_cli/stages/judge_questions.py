@@ -12,6 +12,7 @@ from pogdiff_cli.metrics.judge_log import Entry, key_of, read_log
 from pogdiff_cli.models.judges.prompts import prompt_for, template_of
 from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.project.layout import Run
+from pogdiff_cli.stages.asking import weights_digest
 from pogdiff_cli.stages.context import Context, Result
 from pogdiff_cli.stages.dataset import Dataset
 
@@ -87,7 +88,7 @@ def plan_questions(context: Context, dataset: Dataset, generated: Sequence[Gener
             hint="Set evaluate.judge.model, for instance to openai:gpt-4o or hf:FOLDER.",
             exit_code=Exit.USAGE,
         )
-    weights = _weights(context, config.model)
+    weights = weights_digest(config.model, "judge", context.project.digests)
     codes = {identity: code for code, identity in enumerate(dataset.records.identity_names)}
     records = dataset.records
     trained = {identity for identity, code in codes.items() if not records.heldout[records.rows_of(code)].all()}
@@ -154,14 +155,3 @@ def _references(context: Context, dataset: Dataset, code: int) -> list[tuple[Pat
     if context.project.config.evaluate.true_set == "heldout":
         rows = rows[records.heldout[rows]]
     return list(zip(dataset.paths(rows), (f"sha256:{key}" for key in dataset.keys(rows)), strict=True))
-
-
-def _weights(context: Context, model: str) -> str | None:
-    """The digest of a local model's files: the same folder may hold another model tomorrow."""
-    if not model.startswith("hf:"):
-        return None
-    from pogdiff_cli.models.snapshots import local_snapshot
-
-    folder = local_snapshot(model, "judge")
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".json", ".jinja", ".model")]
-    return digest_value([(path.name, context.project.digests.of(path)) for path in files])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from pogdiff_cli.models.captioners.protocol import Request, instruction_for, one_line
+from pogdiff_cli.models.captioners.protocol import Pause, Request, instruction_for, one_line
 from pogdiff_cli.models.vision_language import VisionLanguageModel, chosen_options, load_vision_language
 
 _OPTIONS = {"max_new_tokens": 80}  # about what CLIP reads
@@ -22,9 +23,13 @@ class LocalCaptioner:
     model: VisionLanguageModel
     instruction: str
     max_new_tokens: int
+    threads: int = 1
 
-    def describe(self, images: Sequence[Image.Image], requests: Sequence[Request]) -> list[str]:
+    def describe(
+        self, images: Sequence[Image.Image], requests: Sequence[Request], *, pause: Pause = time.sleep
+    ) -> list[str]:
         """One caption a picture, all of them in one batch."""
+        del pause
         answers = self.model.answer(
             [[image.convert("RGB")] for image in images],
             [instruction_for(self.instruction, request) for request in requests],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,6 +10,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from pogdiff_cli.errors import Exit, PogdiffError
+
+Pause = Callable[[float], None]
 
 
 class Request(Protocol):
@@ -48,8 +51,15 @@ class Captioner(Protocol):
         """The specification, as the user wrote it: it stands in every line of captions.jsonl."""
         ...
 
-    def describe(self, images: Sequence[Image.Image], requests: Sequence[Request]) -> list[str]:
-        """One caption a picture, in order."""
+    @property
+    def threads(self) -> int:
+        """How many threads may ask at once."""
+        ...
+
+    def describe(
+        self, images: Sequence[Image.Image], requests: Sequence[Request], *, pause: Pause = time.sleep
+    ) -> list[str]:
+        """One caption a picture, in order; ``pause(seconds)`` is how the captioner waits, and may raise to give up."""
         ...
 
 
@@ -59,9 +69,13 @@ class PythonCaptioner:
 
     name: str
     function: Callable[[Sequence[Image.Image], Sequence[Request]], Any]
+    threads: int = 1  # nothing is known of its thread safety
 
-    def describe(self, images: Sequence[Image.Image], requests: Sequence[Request]) -> list[str]:
+    def describe(
+        self, images: Sequence[Image.Image], requests: Sequence[Request], *, pause: Pause = time.sleep
+    ) -> list[str]:
         """One caption a picture; anything else that the function gives is an error."""
+        del pause
         captions = list(self.function(images, requests))
         if len(captions) != len(images) or not all(isinstance(caption, str) for caption in captions):
             raise PogdiffError(
@@ -78,5 +92,5 @@ def instruction_for(instruction: str, request: Request) -> str:
 
 
 def one_line(text: str) -> str:
-    """A caption is one line."""
-    return " ".join(text.split())
+    """A caption is one line of text that every encoding can hold: half a surrogate pair becomes "?"."""
+    return " ".join(text.split()).encode("utf-8", "replace").decode("utf-8")

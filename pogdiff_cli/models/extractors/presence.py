@@ -18,21 +18,22 @@ def refuse_absent(spec: str, opts: Mapping[str, Any]) -> None:
         from pogdiff_cli.models.extractors.dlib_face import refuse_without_files
 
         refuse_without_files(spec, opts)
-        _refuse_without("dlib", spec, "pip install 'pogdiff[demo]'")
+        _refuse_without("dlib", spec, "Run: pip install 'pogdiff[demo]'")
     elif kind == "hf" and rest:
         refuse_without_weights(spec, "extractor")
     elif kind == "timm" and rest:
-        from pogdiff_cli.models.extractors.timm_model import weights_spec
+        from pogdiff_cli.models.extractors.timm_model import HOW_TO_INSTALL, weights_spec
 
         refuse_without_weights(weights_spec(spec), "extractor")
-        _refuse_without("timm", spec, "pip install timm, with a torchvision built for your torch")
+        for package in ("timm", "torchvision"):
+            _refuse_without(package, spec, HOW_TO_INSTALL)
     elif kind == "onnx" and rest:
         path = Path(rest.partition("#")[0])
         if not path.is_file():
             raise PogdiffError(f"There is no ONNX file {path}.", exit_code=Exit.MISSING)
-        _refuse_without("onnxruntime", spec, "pip install 'pogdiff[onnx]'")
+        _refuse_without("onnxruntime", spec, "Run: pip install 'pogdiff[onnx]'")
 
 
-def _refuse_without(package: str, spec: str, command: str) -> None:
+def _refuse_without(package: str, spec: str, hint: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise PogdiffError(f"The extractor {spec} needs {package}.", hint=f"Run: {command}", exit_code=Exit.MISSING)
+        raise PogdiffError(f"The extractor {spec} needs {package}.", hint=hint, exit_code=Exit.MISSING)

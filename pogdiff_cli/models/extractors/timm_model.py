@@ -17,6 +17,7 @@ from pogdiff_cli.models.extractors.protocol import Embeddings, digest_of_files, 
 from pogdiff_cli.models.snapshots import local_snapshot
 from pogdiff_cli.progress import Track, untracked
 
+HOW_TO_INSTALL = "Run: pip install timm torchvision   (with the --index-url that torch was installed from, if any)"
 _INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -45,12 +46,15 @@ class TimmEncoder:
 
 
 def prepared(image: Image.Image, how: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Shorter side to size / crop_pct, the centre square, (x / 255 - mean) / std: (3, size, size)."""
+    """Shorter side ("squash": both) to size / crop_pct, the centre square, (x / 255 - mean) / std: (3, size, size).
+
+    Lengths and offsets are rounded as timm's own evaluation transform rounds them.
+    """
     size = int(how["size"])
-    scale = int(size / float(how["crop_pct"])) / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
+    short, shorter = int(size / float(how["crop_pct"])), min(image.size)
+    width, height = (short if how["crop_mode"] == "squash" else short * side // shorter for side in image.size)
     picture = image.convert("RGB").resize((width, height), _INTERPOLATION[how["interpolation"]])
-    left, top = (width - size) // 2, (height - size) // 2
+    left, top = round((width - size) / 2), round((height - size) / 2)
     pixels = np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
     normal = (pixels - np.asarray(how["mean"], dtype=np.float32)) / np.asarray(how["std"], dtype=np.float32)
     return np.ascontiguousarray(normal.transpose(2, 0, 1))
@@ -87,10 +91,10 @@ def import_timm() -> Any:
     """The package, or an error that says how to install it."""
     try:
         import timm
-    except ImportError as error:
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision of another build says it in its own ways
         raise PogdiffError(
-            f"timm: extractors need timm, and timm needs torchvision ({error}).",
-            hint="Run: pip install timm, with a torchvision built for your torch.",
+            f"timm: extractors need timm, and timm needs a torchvision built for this torch ({error}).",
+            hint=HOW_TO_INSTALL,
             exit_code=Exit.MISSING,
         ) from error
     return timm
@@ -100,9 +104,11 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         shape = config["pretrained_cfg"]["input_size"]
+        # a model that timm has saved names the classes of its classifier there, which is left out
+        args = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
         if isinstance(config["architecture"], str) and len(shape) == 3 and shape[1] == shape[2]:
-            return dict(config)
-    except (OSError, ValueError, LookupError, TypeError):
+            return {**config, "model_args": args}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         pass
     raise PogdiffError(
         f"{folder} holds no model of timm for square pictures.",
@@ -116,10 +122,22 @@ def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "size": int(config["input_size"][1]),
         "crop_pct": float(config.get("crop_pct") or 0.875),
+        "crop_mode": _crop_mode(config),
         "interpolation": interpolation if interpolation in _INTERPOLATION else "bicubic",
         "mean": [float(value) for value in config.get("mean", (0.485, 0.456, 0.406))],
         "std": [float(value) for value in config.get("std", (0.229, 0.224, 0.225))],
     }
+
+
+def _crop_mode(config: Mapping[str, Any]) -> str:
+    mode = str(config.get("crop_mode") or "center")
+    if mode not in ("center", "squash"):
+        raise PogdiffError(
+            f"Pictures are cropped in timm's way {mode!r}, which is not done here.",
+            hint="Take a model whose crop_mode is center or squash.",
+            exit_code=Exit.USAGE,
+        )
+    return mode
 
 
 def _fill(model: Any, folder: Path, config: Mapping[str, Any]) -> None:
