@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def edits(draw: random.Random) -> list[Callable[[Day], None]]:
         ("data.few_at_most", [1, 3]),
         ("seed", [1, 2]),
     ]
-    settings = [lambda day, s=f"{key}={draw.choice(values)}": day.set(s) for key, values in choices]
+    drawn = [f"{key}={draw.choice(values)}" for key, values in choices]
+    settings = [partial(Day.set, setting=setting) for setting in drawn]
     return [*settings, Day.add_image, Day.add_image, Day.remove_image, Day.replace_image]
 
 
@@ -133,7 +135,7 @@ def live(day: Day, *, rounds: int, start: Start) -> int:
             kills=1,
             draw=day.draw,
             lasts=lasts if start == "typed" else lasts / 4,
-            going=lambda: (day.root / "manifest.yaml").exists(),
+            going=(day.root / "manifest.yaml").exists,
             signals=signals,
         )
         killed += came.kills

@@ -5,13 +5,19 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from pogdiff_cli.engine.cache import TensorCache
+from pogdiff_cli.engine.encode import Images, encode_latents, encode_texts, latent_key, text_key
 from pogdiff_cli.engine.metrics_log import MetricsLog, extent, read_metrics
 from pogdiff_cli.engine.sampler import ImageRequest, batches, missing
 from pogdiff_cli.engine.stamps import bears, write_stamped
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.models.extractors import load_extractor
+from pogdiff_cli.models.families import open_backbone
 from pogdiff_cli.project.digests import Digests, digest_bytes
 from pogdiff_cli.project.integrity import damaged, refuse_damaged
 from pogdiff_cli.project.layout import Project, open_project
@@ -183,3 +189,28 @@ def test_a_log_is_told_from_the_one_that_the_checkpoint_was_made_with(tmp_path: 
     again = MetricsLog(path, resumed_at=1, tensorboard=None, as_saved=saved)
     assert again.intact == intact
     assert [line["step"] for line in read_metrics(path)] == ([1] if intact else [])
+
+
+def test_what_is_encoded_later_has_the_bits_that_it_would_have_had_among_the_others(
+    tmp_path: Path, pictures: Path, tiny_sd: Path, tiny_vit: Path
+) -> None:
+    adapter = open_backbone(tiny_sd, device=torch.device("cpu"))
+    extractor = load_extractor(f"hf:{tiny_vit}#cls")
+    names = [path.relative_to(pictures).as_posix() for path in sorted(pictures.rglob("*.png"))]
+    texts = [f"A photo of number {i}." for i in range(5)]
+    made = []
+    for parts in ([slice(None)], [slice(3), slice(3, 4), slice(4, None)]):
+        latents, encoded = TensorCache(tmp_path / f"latents{len(parts)}"), TensorCache(tmp_path / f"texts{len(parts)}")
+        vectors = []
+        for part in parts:
+            some = names[part]
+            images = Images(folder=pictures, file_names=some, sha256=some, sizes=np.full((len(some), 2), 36))
+            encode_latents(latents, adapter, images, resolution=32, resize="crop")
+            encode_texts(encoded, adapter, texts[part])
+            vectors.append(extractor.embed([Image.open(pictures / name) for name in some]).vectors)
+        mean = latents.get([latent_key(name, flipped=False) for name in names])["mean"]
+        made.append((mean, encoded.get([text_key(text) for text in texts])["pooled"], np.concatenate(vectors)))
+    (mean, pooled, vectors_once), (mean_later, pooled_later, vectors_later) = made
+    assert torch.equal(mean, mean_later)
+    assert torch.equal(pooled, pooled_later)
+    assert np.array_equal(vectors_once, vectors_later)

@@ -99,7 +99,7 @@ def encode_latents(
         for row, flip in zip(rows[here].tolist(), mirrored[here].tolist(), strict=True):
             batch.add(row, flip)
         for keys, pixels in batch.stacked():
-            moments = adapter.encode_images(pixels)
+            moments = adapter.encode_images(_full(pixels, batch_size))
             pending.add(keys, {"mean": moments.mean, "std": moments.std})
     pending.flush()
 
@@ -119,7 +119,7 @@ def encode_texts(
     pending = _Pending(cache)
     for start in track(range(0, len(rows), batch_size), "Encoding captions", -(-len(rows) // batch_size)):
         batch = [texts[row] for row in rows[start : start + batch_size]]
-        encoding = adapter.encode_text(batch)
+        encoding = adapter.encode_text(batch + batch[-1:] * (batch_size - len(batch)))  # as in _full
         condition = {CONDITION + name: tensor for name, tensor in encoding.condition.items()}
         pending.add([text_key(text) for text in batch], {**condition, "pooled": encoding.pooled})
     pending.flush()
@@ -128,6 +128,15 @@ def encode_texts(
 def conditions(entries: dict[str, Tensor]) -> dict[str, Tensor]:
     """The condition's tensors among a text cache's columns."""
     return {name.removeprefix(CONDITION): t for name, t in entries.items() if name.startswith(CONDITION)}
+
+
+def _full(pixels: Tensor, batch_size: int) -> Tensor:
+    """The batch filled up with its last row: in a smaller one sums round otherwise.
+
+    So an entry has the same bits whatever else was missing when it was made, and a project that grew has those of one
+    made today.
+    """
+    return torch.cat([pixels, pixels[-1:].expand(batch_size - len(pixels), *pixels.shape[1:])])
 
 
 class _Pixels:

@@ -53,7 +53,9 @@ def read_yaml(path: Path, *, at_most: int = MAX_BYTES) -> Document:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         line = raw[: problem.start].count(b"\n") + 1
-        raise PogdiffError(f"{path}:{line}: not UTF-8 text.", exit_code=Exit.USAGE) from problem
+        raise PogdiffError(
+            f"{path}:{line}: not UTF-8 text.", hint="Mend that line, or save it as UTF-8.", exit_code=Exit.USAGE
+        ) from problem
     return parse_yaml(text, source=str(path))
 
 

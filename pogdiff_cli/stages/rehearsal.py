@@ -27,6 +27,7 @@ from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.method import neighbour_weights, psi, roulette_probability
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.config import Config
+from pogdiff_cli.project.integrity import refuse_damaged
 from pogdiff_cli.project.layout import Project
 from pogdiff_cli.stages import training_data
 from pogdiff_cli.stages.context import Context
@@ -233,6 +234,8 @@ def _roulette_share(project: Project, config: Config, dataset: Dataset) -> float
     """E[min(1, psi / c)] over rows and their neighbours, of rows that keep their caption."""
     train = config.train
     rows = dataset.train_rows
+    read = (project.index, project.density)
+    refuse_damaged(project, [path.relative_to(project.root).as_posix() for path in read])  # it would be made again
     found = read_index(project, len(rows))
     identity = dataset.records.identity[rows]
     some: NDArray[np.int64] = np.arange(0, len(rows), -(-len(rows) // _SAMPLE))

@@ -69,7 +69,7 @@ def run(
         references=reference_tables(shown) if paper == "with" else (),
         provenance=tuple(_provenance(context)),
         settings=_settings(context),
-        warnings=tuple(_warnings(context, dataset)),
+        warnings=(*_warnings(context, dataset), *_outdated(context, dataset, runs)),
     )
     if context.mode != "dry-run":
         for page in context.track([data], "Writing the report", 1):
@@ -92,6 +92,20 @@ def _unchanged(context: Context, path: Path) -> bool:
     for damage in found:
         context.say(f"{damage} The report leaves it out.")
     return not found and path.is_file()
+
+
+def _outdated(context: Context, dataset: Dataset, runs: Sequence[Run]) -> list[str]:
+    """Scores of other pictures or names than the page shows; said as well."""
+    data = context.project.config.data
+    found = []
+    for run in runs:
+        record = context.project.manifest().record(f"runs/{run.name}/evaluate")
+        if record is not None and record.inputs.get("data", dataset.digest) != dataset.digest:
+            where = data.images if data.metadata is None else data.metadata
+            found.append(f"The scores of {run.name} are of other data: {where}, or an image, has changed since.")
+    for text in found:
+        context.say(f"{text} Type 'pogdiff run' to bring them up to date.")
+    return found
 
 
 def _run_report(context: Context, run: Run) -> RunReport:

@@ -62,7 +62,8 @@ class OnnxGraph:
 
     def embed(self, images: Iterable[Image.Image], *, batch_size: int = 32, track: Track = untracked) -> Embeddings:
         """Features (n, dim): the output, flattened."""
-        return embed_in_batches(self._encode, images, self.dim, self.fixed_batch or batch_size, track)
+        size = self.fixed_batch or batch_size
+        return embed_in_batches(self._encode, images, self.dim, size, track, last="filled up")
 
     def _encode(self, images: list[Image.Image]) -> NDArray[np.float32]:
         wanted = self.fixed_batch or len(images)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,11 +59,23 @@ Encode = Callable[[list[Image.Image]], NDArray[np.float32]]  # b pictures -> (b,
 
 
 def embed_in_batches(
-    encode: Encode, images: Iterable[Image.Image], dim: int, batch_size: int, track: Track
+    encode: Encode,
+    images: Iterable[Image.Image],
+    dim: int,
+    batch_size: int,
+    track: Track,
+    *,
+    last: Literal["as it is", "filled up"] = "as it is",
 ) -> Embeddings:
-    """Run ``encode`` over batches; a row of NaN stands for "no face" and becomes a missing row of zeros."""
+    """Run ``encode`` over batches; a row of NaN stands for "no face" and becomes a missing row of zeros.
+
+    ``filled up``: the last batch has as many pictures as the others, so that a picture's features have the same bits
+    whatever was embedded with it.
+    """
     blocks = [np.empty((0, dim), dtype=np.float32)]
-    blocks.extend(encode(batch) for batch in _batches(track(images, "Embedding images", _length(images)), batch_size))
+    for batch in _batches(track(images, "Embedding images", _length(images)), batch_size):
+        more = batch_size - len(batch) if last == "filled up" else 0
+        blocks.append(encode(batch + batch[-1:] * more)[: len(batch)])
     vectors = np.concatenate(blocks).astype(np.float32, copy=False)
     missing = np.asarray(np.isnan(vectors).all(axis=1), dtype=np.bool_)
     vectors[missing] = 0.0

@@ -34,7 +34,7 @@ class TimmEncoder:
 
     def embed(self, images: Iterable[Image.Image], *, batch_size: int = 32, track: Track = untracked) -> Embeddings:
         """Pooled features (n, dim), in float32."""
-        return embed_in_batches(self._encode, images, self.dim, batch_size, track)
+        return embed_in_batches(self._encode, images, self.dim, batch_size, track, last="filled up")
 
     def _encode(self, images: list[Image.Image]) -> NDArray[np.float32]:
         import torch
