@@ -280,6 +280,8 @@ def test_t2h_chooses_among_the_rows_of_the_global_batch_with_its_shape(mixed: di
 class Pooling:
     """An adapter whose latents are means of 8x8 pixels, and whose texts are their lengths."""
 
+    side_multiple = 8
+
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
         self.texts: list[str] = []
