@@ -283,6 +283,8 @@ class Pooling:
     It remembers what it was given; a batch is filled up with its last row, which counts once.
     """
 
+    side_multiple = 8
+
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
         self.texts: list[str] = []

@@ -35,6 +35,15 @@ def test_sizes_have_about_the_squares_area_and_aspects_up_to_two(resolution: int
         assert width % (64 if resolution >= 512 else 8) == 0
 
 
+@pytest.mark.parametrize("resolution", [32, 64, 96, 112, 128, 192, 224, 256, 320, 448, 512, 768, 1024])
+def test_sizes_are_those_that_a_family_takes(resolution: int) -> None:
+    """Flux and Stable Diffusion 3 read 2 x 2 latents of 8 pixels each; from 512 pixels on all families agree."""
+    sizes = bucket_sizes(resolution, 16)
+    assert all(side % 16 == 0 for size in sizes for side in size)
+    assert len(sizes) >= (5 if resolution >= 64 else 1)
+    assert resolution < 512 or sizes == bucket_sizes(resolution)
+
+
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 def test_no_aspect_up_to_seven_quarters_loses_more_than_a_sixth(resolution: int) -> None:
     for aspect in np.linspace(4 / 7, 7 / 4, 301):

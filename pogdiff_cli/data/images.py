@@ -152,26 +152,26 @@ def _deep_grey(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
 
 
 def to_array(
-    image: Image.Image, *, resolution: int, resize: Resize = "crop", flip: bool = False
+    image: Image.Image, *, resolution: int, resize: Resize = "crop", flip: bool = False, multiple: int = 8
 ) -> NDArray[np.float32]:
     """X = v / 127.5 - 1: RGB picture -> (3, R, R) float32 in [-1, 1].
 
     "crop": shorter side to R by LANCZOS, then the centre (as diffusers' scripts do); "pad": longer side to R,
     white borders; "stretch": both sides to R; "bucket": (3, H, W) of about R^2 pixels, the size of the nearest
-    aspect, covered and then cropped.
+    aspect, covered and then cropped; its sides are multiples of ``multiple``.
     """
-    fitted = _fitted(image.convert("RGB"), resolution, resize)
+    fitted = _fitted(image.convert("RGB"), resolution, resize, multiple)
     if flip:
         fitted = ImageOps.mirror(fitted)
     values = np.asarray(fitted, dtype=np.float32).transpose(2, 0, 1)
     return np.ascontiguousarray(values / np.float32(127.5) - np.float32(1.0))
 
 
-def _fitted(image: Image.Image, resolution: int, resize: Resize) -> Image.Image:
+def _fitted(image: Image.Image, resolution: int, resize: Resize, multiple: int) -> Image.Image:
     lanczos = Image.Resampling.LANCZOS
     width, height = image.size
     if resize == "bucket":
-        return ImageOps.fit(image, bucket_of((width, height), resolution), lanczos)
+        return ImageOps.fit(image, bucket_of((width, height), resolution, multiple), lanczos)
     if resize == "stretch":
         return image.resize((resolution, resolution), lanczos)
     if resize == "pad":
@@ -190,13 +190,14 @@ class Placements:
     size: NDArray[np.int64]  # (n, 2) width, height
 
 
-def placements(sizes: NDArray[np.int64], *, resolution: int, resize: Resize) -> Placements:
+def placements(sizes: NDArray[np.int64], *, resolution: int, resize: Resize, multiple: int = 8) -> Placements:
     """Widths and heights (n, 2) -> where each image's kept part lies. "pad" and "stretch" keep all of it."""
     square = np.full_like(sizes, resolution)
     if resize in ("pad", "stretch"):
         return Placements(corner=np.zeros_like(sizes), size=square)
     if resize == "bucket":
-        square = np.array(bucket_sizes(resolution), dtype=np.int64)[nearest_buckets(sizes, resolution)]
+        known = np.array(bucket_sizes(resolution, multiple), dtype=np.int64)
+        square = known[nearest_buckets(sizes, resolution, multiple)]
         scaled = sizes * (square / sizes).max(axis=1, keepdims=True)
     else:
         scaled = resolution * sizes // sizes.min(axis=1, keepdims=True)

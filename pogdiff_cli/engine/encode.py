@@ -90,12 +90,12 @@ def encode_latents(
     rows = np.concatenate(wanted)
     mirrored = np.repeat(np.asarray(flips, dtype=np.bool_), [len(places) for places in wanted])
     if resize == "bucket":
-        order = np.argsort(nearest_buckets(images.sizes[rows], resolution), kind="stable")
+        order = np.argsort(nearest_buckets(images.sizes[rows], resolution, adapter.side_multiple), kind="stable")
         rows, mirrored = rows[order], mirrored[order]
     pending = _Pending(cache)
     for start in track(range(0, len(rows), batch_size), "Encoding images", -(-len(rows) // batch_size)):
         here = slice(start, start + batch_size)
-        batch = _Pixels(images, resolution, resize)
+        batch = _Pixels(images, resolution, resize, adapter.side_multiple)
         for row, flip in zip(rows[here].tolist(), mirrored[here].tolist(), strict=True):
             batch.add(row, flip)
         for keys, pixels in batch.stacked():
@@ -142,13 +142,13 @@ def _full(pixels: Tensor, batch_size: int) -> Tensor:
 class _Pixels:
     """The decoded images of one batch, by shape: at the border between two buckets there are two."""
 
-    def __init__(self, images: Images, resolution: int, resize: Resize) -> None:
-        self._images, self._resolution, self._resize = images, resolution, resize
+    def __init__(self, images: Images, resolution: int, resize: Resize, multiple: int) -> None:
+        self._images, self._resolution, self._resize, self._multiple = images, resolution, resize, multiple
         self._arrays: dict[tuple[int, ...], dict[str, NDArray[np.float32]]] = {}
 
     def add(self, row: int, flip: bool) -> None:
         image = decode(self._images.folder / self._images.file_names[row]).image
-        array = to_array(image, resolution=self._resolution, resize=self._resize, flip=flip)
+        array = to_array(image, resolution=self._resolution, resize=self._resize, flip=flip, multiple=self._multiple)
         key = latent_key(self._images.sha256[row], flipped=flip)
         self._arrays.setdefault(array.shape, {})[key] = array
 

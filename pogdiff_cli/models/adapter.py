@@ -139,6 +139,11 @@ class Adapter(Protocol):
         """x_t scaled to sqrt(abar) x0 + sqrt(1 - abar) noise; itself where it is that already."""
         ...
 
+    @property
+    def side_multiple(self) -> int:
+        """Sides of images are multiples of so many pixels."""
+        ...
+
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(c, h, w) of the latents of a square image."""
         ...

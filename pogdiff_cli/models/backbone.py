@@ -142,9 +142,14 @@ class Backbone(ABC):
         """Pixels a latent is wide."""
         return int(2 ** (len(self.config("vae")["block_out_channels"]) - 1))
 
+    @property
+    def side_multiple(self) -> int:
+        """Sides of images are multiples of so many pixels."""
+        return self.vae_factor * self.latent_multiple
+
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(c, h, w) of the latents of a square image."""
-        step = self.vae_factor * self.latent_multiple
+        step = self.side_multiple
         if resolution % step:
             raise PogdiffError(
                 f"{self.family} takes images whose side is a multiple of {step}, not {resolution}.",

@@ -108,7 +108,7 @@ class Files:
             if path.name != "project.holder.json":
                 detail = f"says that {_holder(path)} holds a lock; nobody does"
                 yield Finding(path=self._relative(path), state="leftover", detail=detail, remedy="set aside")
-        for path in sorted(self.project.artifacts.glob("captions.part-*.jsonl")):
+        for path in sorted(self.project.artifacts.glob("*.part-*.jsonl")):
             advice = "'pogdiff caption' takes them in"
             yield Finding(
                 path=self._relative(path), state="interrupted", detail="captions", remedy="next run", advice=advice

@@ -194,7 +194,7 @@ def _parts(folder: Path) -> Iterator[Path]:
 def _is_precious(path: Path) -> bool:
     if path.is_dir() and not path.is_symlink():
         return any(_is_precious(item) for item in path.iterdir())
-    captions = path.name.startswith("captions") and path.suffix == ".jsonl"
+    captions = path.name.startswith(("captions", "descriptions")) and path.suffix == ".jsonl"
     return path.name in _PRECIOUS or captions or path.name.startswith("rating_key")
 
 

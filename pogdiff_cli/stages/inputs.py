@@ -95,7 +95,9 @@ def image_condition(
 ) -> dict[str, NDArray[np.float32]]:
     """What the family wants to know of each of these images beside its latents, row by row."""
     sizes = dataset.sizes[rows]
-    placed = placements(sizes, resolution=config.data.resolution, resize=config.data.resize)
+    placed = placements(
+        sizes, resolution=config.data.resolution, resize=config.data.resize, multiple=adapter.side_multiple
+    )
     return adapter.image_condition(sizes[:, ::-1], placed.corner[:, ::-1], placed.size[:, ::-1])
 
 

@@ -14,6 +14,7 @@ from pogdiff_cli.data.records import Records, read_records
 from pogdiff_cli.data.scan import Scan, scan
 from pogdiff_cli.data.summary import summarise
 from pogdiff_cli.errors import PogdiffError
+from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.stages.caption import read_names
 from pogdiff_cli.stages.context import Context
@@ -29,6 +30,7 @@ def run(context: Context) -> dict[str, Any]:
     project.cache.mkdir(parents=True, exist_ok=True)
     found = scan(records, project.images, cache=project.cache / "scan.jsonl", track=context.track)
     data = project.config.data
+    adapter = _adapter(context)
     facts = summarise(
         records,
         found,
@@ -36,19 +38,19 @@ def run(context: Context) -> dict[str, Any]:
         many_at_least=data.many_at_least,
         near_duplicates=_near_duplicates(context, records, found),
         names=read_names(context) if project.names.is_file() else None,
-        **_tokenizer(context),
+        **({} if adapter is None else {"tokens": adapter.count_tokens, "token_limit": adapter.token_limit}),
     )
     if data.resize == "bucket":
-        facts["buckets"] = _buckets(context, records, found)
+        facts["buckets"] = _buckets(context, records, found, 8 if adapter is None else adapter.side_multiple)
     write_text(project.root / "inspect.json", json.dumps(facts, indent=1, ensure_ascii=False))
     return facts
 
 
-def _buckets(context: Context, records: Records, found: Scan) -> dict[str, int]:
+def _buckets(context: Context, records: Records, found: Scan, multiple: int) -> dict[str, int]:
     """Training images of each size that they are brought to, most first."""
     resolution = context.project.config.data.resolution
-    sizes = bucket_sizes(resolution)
-    numbers = nearest_buckets(found.sizes[found.ok & ~records.heldout], resolution)
+    sizes = bucket_sizes(resolution, multiple)
+    numbers = nearest_buckets(found.sizes[found.ok & ~records.heldout], resolution, multiple)
     counts = np.bincount(numbers, minlength=len(sizes))
     order = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
     shown = {"x".join(map(str, sizes[number])): int(counts[number]) for number in order}
@@ -70,12 +72,12 @@ def _near_duplicates(context: Context, records: Records, found: Scan) -> list[li
     return near_copies(hashes)
 
 
-def _tokenizer(context: Context) -> dict[str, Any]:
-    """How texts are counted; nothing where the model is not on this machine yet."""
+def _adapter(context: Context) -> Adapter | None:
+    """How texts are counted and sizes rounded; None where the model is not on this machine yet."""
     try:
         adapter = load_adapter(context)
         adapter.count_tokens("a")
     except PogdiffError as problem:
         context.say(f"Captions are not measured against the tokenizer's limit: {problem.message}")
-        return {}
-    return {"tokens": adapter.count_tokens, "token_limit": adapter.token_limit}
+        return None
+    return adapter
