@@ -160,6 +160,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"), COUNTS)
 
 
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path, tiny_vit: Path) -> Path:
+    """A project with one run through every stage. Read only: copy it."""
+    from finished import make
+
+    return make(tmp_path_factory.mktemp("finished") / "p", tiny_sd, tiny_vit)
+
+
 @pytest.fixture
 def project(tmp_path: Path, pogdiff: Command, pictures: Path, tiny_sd: Path, tiny_vit: Path) -> TinyProject:
     """A fresh project made by ``pogdiff init`` from the pictures."""

@@ -64,11 +64,19 @@ def receipts(project: Project) -> Iterator[Receipt]:
             yield receipt
 
 
-def manifest_from_receipts(project: Project, *, program: str) -> Manifest:
-    """Every stage that a receipt speaks of; whether its outputs are still there is for others to find out."""
-    manifest = Manifest(pogdiff=program, project=project.root.name)
-    for receipt in sorted(receipts(project), key=lambda receipt: receipt.record.started):
+def completed(manifest: Manifest, project: Project) -> tuple[str, ...]:
+    """Add to a manifest every stage that a receipt speaks of and it does not, and say which; outputs are not looked at.
+
+    Runs whose folders are gone stay forgotten.
+    """
+    lacking = [receipt for receipt in receipts(project) if manifest.record(receipt.key) is None]
+    there = [receipt for receipt in lacking if _has_folder(project, receipt.key)]
+    for receipt in sorted(there, key=lambda receipt: receipt.record.started):
         manifest.put(receipt.key, receipt.record)
         known = {(device.kind, device.uuid or device.name) for device in manifest.devices}
         manifest.devices += [d for d in receipt.devices if (d.kind, d.uuid or d.name) not in known]
-    return manifest
+    return tuple(receipt.key for receipt in there)
+
+
+def _has_folder(project: Project, key: str) -> bool:
+    return not key.startswith("runs/") or project.run(key.split("/")[1]).folder.is_dir()

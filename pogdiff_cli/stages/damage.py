@@ -15,9 +15,9 @@ from pogdiff_cli.project.digests import Digests
 from pogdiff_cli.project.layout import CONFIG_NAME, MANIFEST_NAME, Project
 from pogdiff_cli.project.locks import in_use
 from pogdiff_cli.project.manifest import SCHEMA, Manifest
-from pogdiff_cli.project.receipts import manifest_from_receipts
+from pogdiff_cli.project.receipts import completed
 from pogdiff_cli.stages.files_check import Files
-from pogdiff_cli.stages.finding import Finding
+from pogdiff_cli.stages.finding import Finding, named
 from pogdiff_cli.stages.outputs_check import Outputs, all_records
 
 Depth = Literal["quick", "every byte"]
@@ -41,21 +41,25 @@ class Examined:
 
 
 def facts_of(project: Project) -> Facts:
-    """Read the manifest, or find out what receipts say; one of a newer version raises PogdiffError."""
+    """Read the manifest, and find out what receipts say beyond it; one of a newer version raises PogdiffError."""
     path = project.manifest_path
+    empty = Manifest(pogdiff=__version__, project=project.root.name)
     if not path.exists():
-        manifest = manifest_from_receipts(project, program=__version__)
         made = any(project.artifacts.glob("*")) or any((project.root / "runs").glob("*"))
-        lost = _lost(manifest, "missing", f"is gone, and {CONFIG_NAME} is there") if made else None
-        return Facts(manifest=manifest, finding=lost)
+        lost = _lost(project, empty, "missing", f"is gone, and {CONFIG_NAME} is there")
+        return lost if made else Facts(manifest=empty)
     try:
-        return Facts(manifest=project.manifest())
+        manifest = project.manifest()
     except (PogdiffError, OSError, ValueError) as problem:
         if _from_newer(path):
             raise
-        manifest = manifest_from_receipts(project, program=__version__)
         reason = str(getattr(problem, "message", problem)).removeprefix(str(path)).strip(": ")
-        return Facts(manifest=manifest, finding=_lost(manifest, "damaged", reason.rstrip(".")))
+        return _lost(project, empty, "damaged", reason.rstrip("."))
+    whole = manifest.model_copy(deep=True)
+    lacking = completed(whole, project)
+    if lacking:
+        return _lost(project, manifest, "damaged", f"says nothing of {named(list(lacking))}")
+    return Facts(manifest=manifest)
 
 
 def examine(
@@ -88,10 +92,13 @@ def _all(outputs: Outputs, files: Files, at_work: Literal["nobody", "somebody"])
         yield from files.leftovers()
 
 
-def _lost(manifest: Manifest, state: Literal["damaged", "missing"], detail: str) -> Finding:
-    stages = sum(1 for _ in all_records(manifest))
+def _lost(project: Project, left: Manifest, state: Literal["damaged", "missing"], detail: str) -> Facts:
+    """What can be said again: what is left of the manifest, and receipts."""
+    manifest = left.model_copy(deep=True)
+    stages = len(completed(manifest, project))
     advice = f"{stages} finished stages have receipts" if stages else "there are no receipts: every stage runs again"
-    return Finding(path=MANIFEST_NAME, state=state, detail=detail, remedy="make again", advice=advice)
+    finding = Finding(path=MANIFEST_NAME, state=state, detail=detail, remedy="make again", advice=advice)
+    return Facts(manifest=manifest, finding=finding)
 
 
 def _from_newer(path: Path) -> bool:

@@ -88,7 +88,8 @@ def remove(context: Context, shown: Found) -> Found:
         for item in context.track(items, "Removing", len(items)):
             for path in item.paths:
                 _away(project.root, project.root / path)
-        _drop_empty(project.root / ASIDE)
+        if inside(project.root, project.root / ASIDE):
+            _drop_empty(project.root / ASIDE)
     return Found(items=tuple(items), kept=shown.kept)
 
 

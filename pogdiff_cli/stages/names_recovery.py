@@ -20,7 +20,6 @@ from pogdiff_cli.data.records import read_records
 from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.project.digests import PREFIX
 from pogdiff_cli.project.layout import Project
-from pogdiff_cli.project.manifest import Manifest
 from pogdiff_cli.project.yaml_reader import MAX_OWN_BYTES, read_yaml
 from pogdiff_cli.project.yaml_writer import dump_yaml
 from pogdiff_cli.stages.finding import Finding, named
@@ -42,13 +41,13 @@ class Derived:
         return PREFIX + hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def look_at_names(project: Project, manifest: Manifest, expected: str | None) -> Iterator[Finding]:
+def look_at_names(project: Project, expected: str | None) -> Iterator[Finding]:
     """What is wrong with a ``names.yaml`` that is not as recorded; ``expected`` is None where nothing is recorded."""
     path = project.names.relative_to(project.root).as_posix()
     written = _written(project)
     if written is not None:
         if expected is not None:
-            told = told_names(project, manifest)
+            told = told_names(project)
             others = [
                 f"{who}: '{told[who]}' in captions, '{name}' here"
                 for who, name in written.items()
@@ -58,11 +57,11 @@ def look_at_names(project: Project, manifest: Manifest, expected: str | None) ->
             yield Finding(path=path, state="changed", detail=detail, advice="left alone: edited by hand?")
         return
     there = project.names.exists()
-    if expected is None and not there and not any(project.run(run).samples.is_dir() for run in manifest.runs):
+    if expected is None and not there and not told_names(project):
         return  # nobody has a name yet
     state: Literal["damaged", "missing"] = "damaged" if there else "missing"
     detail = "cannot be read" if there else "is gone"
-    derived = derive(project, manifest)
+    derived = derive(project)
     if derived is None or (derived.told == 0 and derived.digest != expected):
         advice = "nothing here tells the names that runs were trained with: restore it from a backup"
         yield Finding(path=path, state=state, detail=detail, advice=advice)
@@ -75,13 +74,13 @@ def look_at_names(project: Project, manifest: Manifest, expected: str | None) ->
     yield Finding(path=path, state=state, detail=detail, remedy="derive", advice=advice)
 
 
-def derive(project: Project, manifest: Manifest) -> Derived | None:
+def derive(project: Project) -> Derived | None:
     """The names of all identities, in the order of the data; None where the data cannot be read."""
     try:
         records = read_records(project.images, project.metadata)
     except PogdiffError:
         return None
-    told = told_names(project, manifest)
+    told = told_names(project)
     known = {who: told[who] for who in records.identity_names if who in told}
     config = project.config
     taken = words_of([*records.texts, *records.identity_names])
@@ -89,11 +88,11 @@ def derive(project: Project, manifest: Manifest) -> Derived | None:
     return Derived(text=_HEADER + dump_yaml(names), names=names, told=len(known))
 
 
-def told_names(project: Project, manifest: Manifest) -> dict[str, str]:
+def told_names(project: Project) -> dict[str, str]:
     """Identity -> name as most of its captions say; of identities without a caption, as the samples of runs do."""
     drawn, said = _Votes(), _Votes()
-    for run in manifest.runs:
-        for entry in _entries(project.run(run).samples / "samples.json"):
+    for index in sorted((project.root / "runs").glob("*/samples/samples.json")):
+        for entry in _entries(index):
             drawn.take(entry)
     for line in _text(project.captions).splitlines():
         with contextlib.suppress(ValueError, RecursionError):

@@ -68,7 +68,7 @@ class Outputs:
                     yield from self._output(path, digest, known.get(path))
         caption = self.manifest.record("caption")
         if caption is None or caption.state != "done":
-            yield from look_at_names(self.project, self.manifest, None)
+            yield from look_at_names(self.project, None)
         if caption is None:
             yield from self._unrecorded_captions()
 
@@ -81,7 +81,7 @@ class Outputs:
         if found == expected:
             return
         if path == self._relative(self.project.names):
-            yield from look_at_names(self.project, self.manifest, expected)
+            yield from look_at_names(self.project, expected)
         elif found is None:
             yield self._missing(target, path)
         elif path == self._relative(self.project.captions):
@@ -101,6 +101,8 @@ class Outputs:
     def _missing(self, target: Path, path: str) -> Finding:
         if target.name in _IRREPLACEABLE:
             return Finding(path=path, state="missing", detail="is gone", advice="restore it from a backup")
+        if path.startswith("runs/") and not (self.project.root / "runs" / path.split("/")[1]).exists():
+            return Finding(path=path, state="changed", detail="its run's folder is gone", advice="deleted by hand?")
         return Finding(path=path, state="missing", detail="is gone", remedy="next run", advice=_NEXT)
 
     def _folder(self, target: Path, path: str, files: Mapping[str, str] | None) -> Finding:

@@ -124,7 +124,7 @@ class _Hands:
                 self._aside.take(path, finding.detail)
 
     def _derive_names(self, finding: Finding) -> None:
-        derived = derive(self._project, self._manifest)
+        derived = derive(self._project)
         if derived is None:
             raise PogdiffError("the data cannot be read")
         if self._project.names.exists():
