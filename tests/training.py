@@ -14,7 +14,8 @@ from pogdiff_cli.engine.batches import Batches, DrawSettings, HostBatch, Trainin
 from pogdiff_cli.engine.cache import TensorCache
 from pogdiff_cli.engine.encode import encode_texts, text_key
 from pogdiff_cli.engine.feed import on_device
-from pogdiff_cli.engine.objectives import Batch, make_objective
+from pogdiff_cli.engine.objectives import make_objective
+from pogdiff_cli.engine.terms import Batch
 from pogdiff_cli.engine.trainer import Places, Trainer
 from pogdiff_cli.method import neighbour_weights
 from pogdiff_cli.models.adapter import Adapter

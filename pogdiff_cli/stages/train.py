@@ -16,7 +16,8 @@ from pogdiff_cli.engine.encode import encode_texts
 from pogdiff_cli.engine.launch import restarts
 from pogdiff_cli.engine.metrics_log import read_metrics
 from pogdiff_cli.engine.objectives import make_objective
-from pogdiff_cli.engine.trainer import Outcome, Places, Trainer
+from pogdiff_cli.engine.terms import Outcome
+from pogdiff_cli.engine.trainer import Places, Trainer
 from pogdiff_cli.engine.tuning import write_final
 from pogdiff_cli.engine.world import World
 from pogdiff_cli.errors import Exit, PogdiffError
