@@ -10,7 +10,7 @@ import diffusers
 import torch
 import transformers
 
-from pogdiff_cli.engine.tuning import prepare
+from pogdiff_cli.engine.tuning import base_dtype, prepare
 from pogdiff_cli.models.families import family_of
 from pogdiff_cli.models.weights import component_classes, read_json
 from pogdiff_cli.project.config import TrainConfig
@@ -23,7 +23,8 @@ _HALF = 2
 class Estimate:
     """Parameters and bytes. What activations take depends on the batch and comes on top of ``training``.
 
-    ``training``: weights of the denoiser; gradient, two moments and perhaps the average of what is trained.
+    ``training``: weights of the denoiser, a LoRA's base in half precision where ``train.mixed_precision`` is; gradient,
+    two moments and perhaps the average of what is trained.
     ``encoding``: VAE and text encoders, which leave the device before training.
     ``checkpoint``: one of them. ``final``: the result on disk.
     """
@@ -53,14 +54,15 @@ def estimate(folder: Path, train: TrainConfig, *, device: torch.device) -> Estim
     }
     large = [name for name in frozen if family.parts[name] == "T5EncoderModel" and device.type == "cuda"]
     encoding = sum(count * (_HALF if name in large else _FLOAT) for name, count in frozen.items())
-    whole = total + fixed + (trainable if train.tuning == "lora" else 0)
+    weights = (total + fixed) * base_dtype(train, device).itemsize
+    weights += _FLOAT * trainable if train.tuning == "lora" else 0
     kept = 3 + (1 if train.use_ema else 0)
     return Estimate(
         family=family.family,
         denoiser=total,
         trainable=trainable,
         encoders=sum(frozen.values()),
-        training=_FLOAT * (whole + kept * trainable),
+        training=weights + _FLOAT * kept * trainable,
         encoding=encoding,
         checkpoint=_FLOAT * kept * trainable,
         final=_FLOAT * (trainable if train.tuning == "lora" else total + fixed + sum(frozen.values())),

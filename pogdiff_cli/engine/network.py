@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pogdiff_cli.engine.parallel import gathered, refuse_unlike_starts, replicated, shard
-from pogdiff_cli.engine.tuning import prepare
+from pogdiff_cli.engine.tuning import HALF, base_dtype, prepare
 from pogdiff_cli.engine.world import World
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.config import TrainConfig
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Network:
@@ -28,7 +26,8 @@ class Network:
                 "train.mixed_precision fp16 needs a GPU.", hint="Use bf16 or no on the CPU.", exit_code=Exit.USAGE
             )
         self.adapter, self.train, self.world, self.seed = adapter, train, world, seed
-        self.denoiser: Any = adapter.load_denoiser().train()
+        self.dtype = base_dtype(train, adapter.device)
+        self.denoiser: Any = adapter.load_denoiser(dtype=self.dtype).train()
         with torch.random.fork_rng(devices=[]):  # a LoRA's start is drawn: the same in every process and attempt
             torch.manual_seed(seed)
             prepare(self.denoiser, train, adapter.lora_targets)
@@ -49,7 +48,7 @@ class Network:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """What ``train.mixed_precision`` means around a forward."""
-        dtype = _AUTOCAST.get(self.train.mixed_precision)
+        dtype = HALF.get(self.train.mixed_precision)
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.adapter.device.type, dtype=dtype)
 
     def final(self, kept: Mapping[str, Tensor]) -> nn.Module | None:
@@ -59,7 +58,7 @@ class Network:
         full = gathered(kept, self.world)
         if not self.world.main:
             return None
-        fresh: Any = self.adapter.load_denoiser()
+        fresh: Any = self.adapter.load_denoiser(dtype=self.dtype)
         prepare(fresh, self.train, self.adapter.lora_targets)
         return _with(fresh, full).eval()
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import safe_open
 from torch import nn
 
@@ -13,9 +14,19 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.config import TrainConfig
 
+#: What ``train.mixed_precision`` names.
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _LORA_CONFIG = "adapter_config.json"
 _METADATA = "lora_adapter_metadata"  # diffusers' name in the file's header
+
+
+def base_dtype(train: TrainConfig, device: torch.device) -> torch.dtype:
+    """Of the denoiser's weights: float32 where they are trained, else the precision in which they are computed."""
+    half = HALF.get(train.mixed_precision, torch.float32)
+    if train.tuning == "full" or (half == torch.float16 and device.type == "cpu"):
+        return torch.float32
+    return half
 
 
 def prepare(denoiser: Any, train: TrainConfig, lora_targets: tuple[str, ...]) -> None:
@@ -88,15 +99,15 @@ def _order_header(path: Path) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
-def load_final(adapter: Adapter, folder: Path) -> nn.Module:
-    """The fine-tuned denoiser of a run: its own weights, or the base with the run's LoRA."""
+def load_final(adapter: Adapter, folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The fine-tuned denoiser of a run: its own weights, or the base, in ``dtype``, with the run's LoRA."""
     if (folder / "model_index.json").is_file():
         return adapter.load_denoiser(folder)
     if not (folder / LORA_FILE).is_file():
         raise PogdiffError(
             f"{folder} holds neither a pipeline nor {LORA_FILE}.", hint="Train the run anew.", exit_code=Exit.MISSING
         )
-    denoiser: Any = adapter.load_denoiser()
+    denoiser: Any = adapter.load_denoiser(dtype=dtype)
     with safe_open(folder / LORA_FILE, framework="pt") as file:
         layers = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         metadata = json.loads((file.metadata() or {}).get(_METADATA, "null"))

@@ -103,8 +103,11 @@ class Adapter(Protocol):
         """What belongs to images, not to captions: original size, crop corner, size kept, each (n, 2), height first."""
         ...
 
-    def load_denoiser(self, folder: Path | None = None) -> nn.Module:
-        """A fresh float32 copy of the network to train; of another pipeline's folder where one is named."""
+    def load_denoiser(self, folder: Path | None = None, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A fresh copy of the network to train; of another pipeline's folder where one is named.
+
+        Whatever ``dtype`` its weights have, it takes and returns float32.
+        """
         ...
 
     def free_encoders(self) -> None:

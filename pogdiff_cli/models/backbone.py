@@ -18,6 +18,7 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Condition, FamilyOptions, Guidance, Moments, SchedulerChoice, TextParts
 from pogdiff_cli.models.components import copy_components, load_component
 from pogdiff_cli.models.noise_path import NoisePath, Times
+from pogdiff_cli.models.precision import autocast_forward
 from pogdiff_cli.models.text_readers import count_tokens
 from pogdiff_cli.models.weights import component_classes, read_json
 
@@ -100,17 +101,19 @@ class Backbone(ABC):
             self._configs[component] = read_json(self.folder / component / "config.json")
         return self._configs[component]
 
-    def load_denoiser(self, folder: Path | None = None) -> nn.Module:
-        """A fresh float32 denoiser on the device; of another pipeline's folder where one is named."""
+    def load_denoiser(self, folder: Path | None = None, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A fresh denoiser on the device; of another pipeline's folder where one is named."""
         cls = getattr(diffusers, self.parts[self.denoiser_name])
         model = cls.from_pretrained(
             folder or self.folder,
             subfolder=self.denoiser_name,
             use_safetensors=True,
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
             local_files_only=True,
-        )
-        return cast(nn.Module, model.to(self.device))
+        ).to(self.device)
+        if dtype != torch.float32:
+            autocast_forward(model, self.device, dtype)
+        return cast(nn.Module, model)
 
     def free_encoders(self) -> None:
         """Drop VAE and text encoders; they load again when asked for."""

@@ -138,9 +138,10 @@ def plan_train(config: Config, run: str) -> StagePlan:
 def plan_sample(config: Config, run: str) -> StagePlan:
     """Generated images of one run."""
     tail = () if config.sample.few_images_per_identity is None else ("data.few_at_most",)
+    precision = ("train.mixed_precision",) if config.train.tuning == "lora" else ()  # of the base's weights
     return StagePlan(
         key=f"runs/{run}/sample",
-        parameters=_pick(config, "seed", "sample", "data.resolution", *tail),
+        parameters=_pick(config, "seed", "sample", "data.resolution", *tail, *precision),
         inputs={"final": f"runs/{run}/final", "names": "artifacts/names.yaml", "model": None},
         outputs=(f"runs/{run}/samples",),
         after=(f"runs/{run}/train",),
