@@ -24,7 +24,8 @@ from pogdiff_cli.project.config import TrainConfig
 
 CPU = torch.device("cpu")
 LORA: dict[str, Any] = {"tuning": "lora", "rank": 2, "mixed_precision": "bf16", "learning_rate": 3e-3}
-FAMILIES = [name for name in SAVE if name != "sd-v"]
+SLOW = ("sd", "sd3")  # as the others, in their halves of the code
+FAMILIES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SAVE if name != "sd-v"]
 
 
 @pytest.fixture(params=FAMILIES)
@@ -80,7 +81,7 @@ def test_predictions_are_those_of_a_float32_base_rounded_to_half(adapter: Adapte
     assert torch.equal(again, found)
 
 
-@pytest.mark.parametrize("name", ["sd", "flux"])
+@pytest.mark.parametrize("name", ["sd", pytest.param("flux", marks=pytest.mark.slow)])
 def test_a_resumed_run_on_a_half_base_ends_in_the_same_bits(
     name: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:

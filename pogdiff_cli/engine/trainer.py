@@ -72,7 +72,7 @@ class Trainer:
         self.trainable = self.network.trainable
         self.predict, self.autocast = self.network.predict, self.network.autocast
         split = train.parallel == "fsdp" and self.world.size > 1
-        self.optimizer = make_optimizer(list(self.trainable.values()), train, sharded="sharded" if split else "whole")
+        self.optimizer = make_optimizer(self.network.groups, train, sharded="sharded" if split else "whole")
         self.schedule = get_scheduler(
             train.lr_scheduler,
             optimizer=self.optimizer,

@@ -121,6 +121,8 @@ def plan_train(config: Config, run: str) -> StagePlan:
         ignored.add("train.caption_dropout")  # its one coin a batch takes that place
     if train.tuning == "full":
         ignored |= {f"train.{key}" for key in _LORA_KEYS}
+    if not train.train_text_encoder:
+        ignored |= {"train.text_encoder_rank", "train.text_encoder_lr"}
     if not train.use_ema:
         ignored.add("train.ema_decay")
     shape = _INVERSE_KEYS if method == "pogdiff" and "density" in inputs else ()
