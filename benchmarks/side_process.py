@@ -104,7 +104,7 @@ def run_naive(project: Path, settings: list[str], pace: Pace, *, gpu: bool) -> N
 def naive_objective(self: Any, predict: Any, batch: Any, *, denominator: float | None = None) -> Any:
     """Algorithm 1, lines 9 and 10: h = f(x_t, t, y); h' = f(x_t, t, y') for all rows; both have a graph."""
     del self
-    from pogdiff_cli.engine.objectives import Loss
+    from pogdiff_cli.engine.terms import Loss
     from pogdiff_cli.method import pog_loss
 
     condition = dict(batch.condition)

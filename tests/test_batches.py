@@ -22,7 +22,8 @@ from pogdiff_cli.data.sampling import RecordSampler
 from pogdiff_cli.engine.batches import Batches, DrawSettings, HostBatch, TrainingRows
 from pogdiff_cli.engine.cache import TensorCache
 from pogdiff_cli.engine.encode import Images, encode_latents, encode_texts, latent_key, text_key
-from pogdiff_cli.engine.objectives import Batch, make_objective
+from pogdiff_cli.engine.objectives import make_objective
+from pogdiff_cli.engine.terms import Batch
 from pogdiff_cli.models.adapter import Moments, TextEncoding
 
 B = 8

@@ -20,7 +20,8 @@ from benchmarks.plain_loop import Example, ImageFolder
 from benchmarks.ratios import Figure, Target, ratio
 from benchmarks.side_process import Pace, naive_objective, peak_host
 from benchmarks.sides import Block, Running, Side, SideFailed, running
-from pogdiff_cli.engine.objectives import Batch, PogDiff
+from pogdiff_cli.engine.objectives import PogDiff
+from pogdiff_cli.engine.terms import Batch
 
 
 def test_a_ratio_is_taken_within_each_round_and_the_median_counts() -> None:

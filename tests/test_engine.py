@@ -281,7 +281,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone_and_then_ends_the_ru
 ) -> None:
     one = trainer(adapter, caches, tmp_path)
     start = weights(one)
-    one.adapter = _Poisoned(adapter)  # type: ignore[assignment]
+    one.network.adapter = _Poisoned(adapter)  # type: ignore[assignment]
     with pytest.raises(PogdiffError, match="not finite 5 times") as failure:
         one.run()
     assert failure.value.exit_code == Exit.NON_FINITE
@@ -292,7 +292,7 @@ def test_one_bad_step_is_skipped_and_counted(
     adapter: StableDiffusion, caches: dict[str, TensorCache], tmp_path: Path
 ) -> None:
     one = trainer(adapter, caches, tmp_path)
-    one.adapter = _Poisoned(adapter, only=2)  # type: ignore[assignment]
+    one.network.adapter = _Poisoned(adapter, only=2)  # type: ignore[assignment]
     assert one.run().skipped_steps == 1
     assert all(torch.isfinite(tensor).all() for tensor in weights(one).values())
 

@@ -29,7 +29,14 @@ def tensors(folder: Path) -> int:
     return sum(v.numel() * v.element_size() for path in folder.rglob("*.safetensors") for v in load_file(path).values())
 
 
-@pytest.mark.parametrize("keys", [{}, {"use_ema": True}, {"tuning": "lora", "rank": 2}], ids=["full", "ema", "lora"])
+LORA: dict[str, Any] = {"tuning": "lora", "rank": 2}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"use_ema": True}, LORA | {"mixed_precision": "no"}, LORA | {"mixed_precision": "bf16"}],
+    ids=["full", "ema", "lora", "lora-half"],
+)
 @pytest.mark.parametrize("name", [name for name in SAVE if name != "sd-v"])
 def test_sizes_are_those_of_a_run(
     name: str, keys: dict[str, Any], folders: Callable[[str], Path], tmp_path: Path
@@ -44,7 +51,7 @@ def test_sizes_are_those_of_a_run(
     assert tensors(checkpoint) == pytest.approx(known.checkpoint, rel=0.01)  # and a step count for each tensor
     state = sum(v.numel() * 4 for entry in one.optimizer.state.values() for v in entry.values() if v.numel() > 1)
     weights = [*one.denoiser.parameters(), *one.denoiser.buffers()]
-    held = sum(p.numel() * 4 for p in weights) + state + 4 * known.trainable
+    held = sum(p.numel() * p.element_size() for p in weights) + state + 4 * known.trainable
     average = sum(p.numel() * 4 for p in one.ema.shadow_params) if one.ema else 0
     assert known.training == pytest.approx(held + average, rel=0.01)
     write_final(adapter, one.final_denoiser(), tmp_path / "final", keys.get("tuning", "full"))
@@ -160,7 +167,10 @@ def test_published_models_are_measured_without_their_weights(
     assert known.encoding == 4 * known.encoders
     lora = estimate(folder, TrainConfig(tuning="lora", rank=16), device=CPU)
     assert lora.trainable < 0.01 * lora.denoiser
-    assert lora.training < 1.05 * 4 * (lora.denoiser + positions)
+    # a base that is not trained is held in half precision
+    assert lora.training < 1.1 * 2 * (lora.denoiser + positions)
+    whole = estimate(folder, TrainConfig(tuning="lora", rank=16, mixed_precision="no"), device=CPU)
+    assert 4 * (lora.denoiser + positions) < whole.training < 1.05 * 4 * (lora.denoiser + positions)
     assert lora.final == 4 * lora.trainable
 
 

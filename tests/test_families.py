@@ -130,7 +130,7 @@ def test_both_branches_have_one_x_t_and_dropped_captions_have_no_neighbour(
     adapter: Adapter, name: str, tmp_path: Path
 ) -> None:
     one = trainer(adapter, tmp_path, method="pogdiff", caption_dropout=0.5, train_batch_size=8)
-    one.forward = spy = Spy(one.denoiser)
+    one.network.forward = spy = Spy(one.denoiser)
     (host,) = one.batches[0]
     one.objective(one.predict, batch_of(one))
     (call,) = spy.calls  # one batched call for both branches

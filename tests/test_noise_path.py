@@ -11,7 +11,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from pogdiff_cli.engine.objectives import Batch, make_objective
+from pogdiff_cli.engine.objectives import make_objective
+from pogdiff_cli.engine.terms import Batch
 from pogdiff_cli.models.noise_path import NoisePath, RectifiedFlow, Times, VariancePreserving
 
 

@@ -11,16 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pogdiff_cli.engine.objectives import (
-    Batch,
-    Condition,
-    Method,
-    NeighbourGrad,
-    Objective,
-    Predict,
-    concat_conditions,
-    make_objective,
-)
+from pogdiff_cli.engine.objectives import Method, NeighbourGrad, Objective, make_objective
+from pogdiff_cli.engine.terms import Batch, Condition, Predict, concat_conditions
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.method import product_of_gaussians, roulette, transferred_noise
 

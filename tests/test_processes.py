@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TinyProject
 from processes import (
     ROOT,
@@ -23,6 +24,9 @@ from processes import (
     wait_for_step,
     weights,
 )
+from safetensors.torch import load_file
+
+from pogdiff_cli.engine.tuning import LORA_FILE
 
 LONG = settings(max_train_steps=400, checkpointing_steps=10, logging_steps=1)
 SHORT = settings(max_train_steps=40, checkpointing_steps=10, logging_steps=1)
@@ -47,6 +51,31 @@ def test_any_split_of_the_global_batch_trains_the_same_model(prepared: TinyProje
     assert distance(weights(prepared, "two"), one) < 1e-5
     assert distance(weights(prepared, "pieces"), one) < 1e-5
     assert distance(weights(prepared, "sharded"), weights(prepared, "two")) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_text_encoder_s_lora_and_a_half_base_are_those_of_one_process(prepared: TinyProject) -> None:
+    steps = settings(max_train_steps=20, learning_rate=1e-3, tuning="lora", rank=2, caption_dropout=0.3)
+    text = (*steps, *settings(train_text_encoder="true", text_encoder_rank=2))
+    half = (*steps, *settings(mixed_precision="bf16"))
+    finish(prepared, "one", *text, *settings(train_batch_size=8))
+    finish(prepared, "two", *text, *settings(train_batch_size=2, gradient_accumulation_steps=2), *TWO)
+    finish(prepared, "half", *half, *settings(train_batch_size=8))
+    finish(prepared, "half-two", *half, *settings(train_batch_size=4), *TWO)
+    finish(prepared, "half-sharded", *half, *settings(train_batch_size=4, parallel="fsdp"), *TWO)
+    one, two = lora_of(prepared, "one"), lora_of(prepared, "two")
+    assert distance(two, one) < 1e-5
+    assert distance(lora_of(prepared, "half-two"), lora_of(prepared, "half")) < 1e-3
+    assert distance(lora_of(prepared, "half-sharded"), lora_of(prepared, "half-two")) < 1e-3
+
+
+def lora_of(project: TinyProject, run: str) -> torch.Tensor:
+    """The LoRA of a run as one vector; its text encoder's part must have moved where it has one."""
+    layers = load_file(project.root / "runs" / run / "final" / LORA_FILE)
+    of_text = [value for name, value in layers.items() if name.startswith("text_encoder.") and "lora_B" in name]
+    assert all(float(value.abs().max()) > 0 for value in of_text)
+    assert bool(of_text) == ("half" not in run)
+    return torch.cat([tensor.flatten().double() for _, tensor in sorted(layers.items())])
 
 
 def test_a_killed_process_ends_the_run_within_seconds_and_names_itself(prepared: TinyProject) -> None:

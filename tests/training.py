@@ -12,9 +12,10 @@ from pogdiff_cli.data.pairs import Pairs
 from pogdiff_cli.data.sampling import RecordSampler
 from pogdiff_cli.engine.batches import Batches, DrawSettings, HostBatch, TrainingRows
 from pogdiff_cli.engine.cache import TensorCache
-from pogdiff_cli.engine.encode import encode_texts, text_key
+from pogdiff_cli.engine.encode import Form, encode_texts, text_key
 from pogdiff_cli.engine.feed import on_device
-from pogdiff_cli.engine.objectives import Batch, make_objective
+from pogdiff_cli.engine.objectives import make_objective
+from pogdiff_cli.engine.terms import Batch
 from pogdiff_cli.engine.trainer import Places, Trainer
 from pogdiff_cli.method import neighbour_weights
 from pogdiff_cli.models.adapter import Adapter
@@ -24,9 +25,9 @@ CAPTIONS = [f"A photo of {name} {i}." for name in ("Ada", "Grace") for i in rang
 SIZES = np.array([[64, 32], [32, 32], [48, 32], [32, 64]] * 2)  # height, width of the originals
 
 
-def caches(adapter: Adapter, folder: Path) -> tuple[TensorCache, TensorCache]:
+def caches(adapter: Adapter, folder: Path, form: Form = "embeddings") -> tuple[TensorCache, TensorCache]:
     """Latents around one point an identity, and the captions as the family encodes them."""
-    latents, texts = TensorCache(folder / "latents"), TensorCache(folder / "texts")
+    latents, texts = TensorCache(folder / "latents"), TensorCache(folder / form)
     shape = adapter.latent_shape(32)
     torch.manual_seed(0)
     people = torch.randn(2, *shape)
@@ -34,7 +35,7 @@ def caches(adapter: Adapter, folder: Path) -> tuple[TensorCache, TensorCache]:
         str(i): {"mean": people[i // 4] + 0.1 * torch.randn(shape), "std": torch.full(shape, 0.01)} for i in range(8)
     }
     latents.add(entries)
-    encode_texts(texts, adapter, [*CAPTIONS, ""])
+    encode_texts(texts, adapter, [*CAPTIONS, ""], form=form)
     return latents, texts
 
 
@@ -57,7 +58,8 @@ def trainer(adapter: Adapter, folder: Path, *, kind: type[Batches] = Batches, **
     identity = np.repeat(np.arange(2, dtype=np.int32), 4)
     rows = np.array([[j for j in range(8) if j != i][:3] for i in range(8)])
     similarities = np.full(rows.shape, 0.5, dtype=np.float32)
-    latents, texts = caches(adapter, folder / "caches")
+    form: Form = "tokens" if train.train_text_encoder else "embeddings"
+    latents, texts = caches(adapter, folder / "caches", form)
     batches = kind(
         rows=TrainingRows(
             latents=latents.locate(str(i) for i in range(8)),

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from pogdiff_cli.project.digests import digest_value
 _SCHEMA = 2  # raised whenever the meaning of a cached tensor changes
 _SHARD = 256  # entries of one file: what an interruption can cost
 CONDITION = "condition."
+Form = Literal["embeddings", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +59,10 @@ def latent_space(*, vae_digest: str, resolution: int, resize: str) -> str:
     return "latents/" + digest_value([_SCHEMA, vae_digest, resolution, resize]).removeprefix("sha256:")[:16]
 
 
-def text_space(*, encoder_digest: str) -> str:
-    """The folder's name for one text encoder and tokenizer."""
-    return "text/" + digest_value([_SCHEMA, encoder_digest]).removeprefix("sha256:")[:16]
+def text_space(*, encoder_digest: str, form: Form = "embeddings") -> str:
+    """The folder's name for one text encoder and tokenizer, and for what of them is kept."""
+    parts = [_SCHEMA, encoder_digest] if form == "embeddings" else [_SCHEMA, encoder_digest, form]
+    return "text/" + digest_value(parts).removeprefix("sha256:")[:16]
 
 
 def latent_cache(folder: Path, *, vae_digest: str, resolution: int, resize: str) -> TensorCache:
@@ -67,9 +70,9 @@ def latent_cache(folder: Path, *, vae_digest: str, resolution: int, resize: str)
     return TensorCache(folder / latent_space(vae_digest=vae_digest, resolution=resolution, resize=resize))
 
 
-def text_cache(folder: Path, *, encoder_digest: str) -> TensorCache:
-    """The cache of one text encoder and tokenizer."""
-    return TensorCache(folder / text_space(encoder_digest=encoder_digest))
+def text_cache(folder: Path, *, encoder_digest: str, form: Form = "embeddings") -> TensorCache:
+    """The cache of one text encoder and tokenizer; or of texts before an encoder that is trained reads them."""
+    return TensorCache(folder / text_space(encoder_digest=encoder_digest, form=form))
 
 
 def encode_latents(
@@ -109,19 +112,28 @@ def encode_texts(
     adapter: Adapter,
     texts: Sequence[str],
     *,
+    form: Form = "embeddings",
     rank: int = 0,
     world: int = 1,
     batch_size: int = 32,
     track: Track = untracked,
 ) -> None:
-    """Fill the cache with this rank's share of the distinct texts: the condition's tensors and ``pooled``."""
+    """Fill the cache with this rank's share of the distinct texts: the condition's tensors and ``pooled``.
+
+    With ``tokens``, what there is of them before CLIP encoders that are trained read them in each step.
+    """
     rows = cache.missing_places((text_key(text) for text in texts), rank=rank, world=world)
     pending = _Pending(cache)
     for start in track(range(0, len(rows), batch_size), "Encoding captions", -(-len(rows) // batch_size)):
         batch = [texts[row] for row in rows[start : start + batch_size]]
-        encoding = adapter.encode_text(batch + batch[-1:] * (batch_size - len(batch)))  # as in _full
-        condition = {CONDITION + name: tensor for name, tensor in encoding.condition.items()}
-        pending.add([text_key(text) for text in batch], {**condition, "pooled": encoding.pooled})
+        full = batch + batch[-1:] * (batch_size - len(batch))  # as in _full
+        if form == "tokens":
+            columns, pooled = adapter.tokens(full), {}
+        else:
+            encoding = adapter.encode_text(full)
+            columns, pooled = encoding.condition, {"pooled": encoding.pooled}
+        named = {CONDITION + name: tensor for name, tensor in columns.items()}
+        pending.add([text_key(text) for text in batch], {**named, **pooled})
     pending.flush()
 
 
@@ -165,7 +177,7 @@ class _Pending:
         self._entries: dict[str, dict[str, Tensor]] = {}
 
     def add(self, keys: Sequence[str], columns: dict[str, Tensor]) -> None:
-        host = {name: tensor.float().cpu() for name, tensor in columns.items()}
+        host = {name: (t.float() if t.is_floating_point() else t).cpu() for name, t in columns.items()}
         self._entries |= {key: {name: t[i] for name, t in host.items()} for i, key in enumerate(keys)}
         if len(self._entries) >= _SHARD:
             self.flush()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
 import transformers
 
-from pogdiff_cli.engine.tuning import prepare
+from pogdiff_cli.engine.text_tuning import add_text_lora
+from pogdiff_cli.engine.tuning import base_dtype, prepare
+from pogdiff_cli.models.backbone import Backbone
 from pogdiff_cli.models.families import family_of
 from pogdiff_cli.models.weights import component_classes, read_json
 from pogdiff_cli.project.config import TrainConfig
@@ -23,8 +25,10 @@ _HALF = 2
 class Estimate:
     """Parameters and bytes. What activations take depends on the batch and comes on top of ``training``.
 
-    ``training``: weights of the denoiser; gradient, two moments and perhaps the average of what is trained.
-    ``encoding``: VAE and text encoders, which leave the device before training.
+    ``training``: weights of the denoiser, a LoRA's base in half precision where ``train.mixed_precision`` is; gradient,
+    two moments and perhaps the average of what is trained.
+    ``encoding``: VAE and text encoders, which leave the device before training; those that are trained along stay, and
+    are counted in ``training`` as well.
     ``checkpoint``: one of them. ``final``: the result on disk.
     """
 
@@ -45,7 +49,8 @@ def estimate(folder: Path, train: TrainConfig, *, device: torch.device) -> Estim
     total = _count(denoiser)
     fixed = sum(buffer.numel() for buffer in denoiser.buffers())  # positions of Stable Diffusion 3: saved with weights
     prepare(denoiser, train, family.lora_targets)
-    trainable = sum(p.numel() for p in denoiser.parameters() if p.requires_grad)
+    text = _trained_text(folder, family, train)
+    trainable = sum(_count(network, "trained") for network in (denoiser, *text.values()))
     frozen = {
         name: _count(_on_meta(folder, name, family.parts[name]))
         for name in component_classes(folder)
@@ -53,18 +58,29 @@ def estimate(folder: Path, train: TrainConfig, *, device: torch.device) -> Estim
     }
     large = [name for name in frozen if family.parts[name] == "T5EncoderModel" and device.type == "cuda"]
     encoding = sum(count * (_HALF if name in large else _FLOAT) for name, count in frozen.items())
-    whole = total + fixed + (trainable if train.tuning == "lora" else 0)
+    weights = (total + fixed) * base_dtype(train, device).itemsize
+    added = trainable if train.tuning == "lora" else trainable - total  # to networks that are there already
+    weights += _FLOAT * (added + sum(frozen[name] for name in text))
     kept = 3 + (1 if train.use_ema else 0)
     return Estimate(
         family=family.family,
         denoiser=total,
         trainable=trainable,
         encoders=sum(frozen.values()),
-        training=_FLOAT * (whole + kept * trainable),
+        training=weights + _FLOAT * kept * trainable,
         encoding=encoding,
         checkpoint=_FLOAT * kept * trainable,
         final=_FLOAT * (trainable if train.tuning == "lora" else total + fixed + sum(frozen.values())),
     )
+
+
+def _trained_text(folder: Path, family: type[Backbone], train: TrainConfig) -> dict[str, Any]:
+    """The text encoders that stay for training, with their LoRA."""
+    names = family.clip_encoders if train.train_text_encoder else ()
+    encoders = {name: _on_meta(folder, name, family.parts[name]) for name in names}
+    for name, encoder in encoders.items():
+        add_text_lora(encoder, train, unread=family.unread_layers.get(name, 0))
+    return encoders
 
 
 def _on_meta(folder: Path, component: str, name: str) -> Any:
@@ -79,5 +95,5 @@ def _on_meta(folder: Path, component: str, name: str) -> Any:
         return cls(config)
 
 
-def _count(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _count(model: Any, which: Literal["all", "trained"] = "all") -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if which == "all" or parameter.requires_grad)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pogdiff_cli.engine.batches import Batches, HostBatch
-from pogdiff_cli.engine.objectives import Batch
+from pogdiff_cli.engine.terms import Batch
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.config import TrainConfig
 

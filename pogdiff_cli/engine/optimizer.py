@@ -16,9 +16,12 @@ MAX_NON_FINITE = 5
 
 
 def make_optimizer(
-    parameters: Sequence[nn.Parameter], train: TrainConfig, *, sharded: Literal["whole", "sharded"] = "whole"
+    parameters: Sequence[Any], train: TrainConfig, *, sharded: Literal["whole", "sharded"] = "whole"
 ) -> torch.optim.Optimizer:
-    """AdamW, fused; or bitsandbytes' 8-bit AdamW, whose state takes a quarter of the memory."""
+    """AdamW, fused; or bitsandbytes' 8-bit AdamW, whose state takes a quarter of the memory.
+
+    ``parameters``: these, or groups of them with a learning rate of their own.
+    """
     betas = (train.adam_beta1, train.adam_beta2)
     if train.optimizer == "adamw":
         return torch.optim.AdamW(

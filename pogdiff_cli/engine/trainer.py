@@ -14,52 +14,24 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from pogdiff_cli.engine import checkpoint
 from pogdiff_cli.engine.batches import Batches, HostBatch
 from pogdiff_cli.engine.feed import host_batches, on_device
 from pogdiff_cli.engine.interruption import Agreement, Request, listening
 from pogdiff_cli.engine.memory import OUT_OF_MEMORY, in_pieces, is_out_of_memory, keep_freed_memory, memory_explained
-from pogdiff_cli.engine.metrics_log import MetricsLog, extent
+from pogdiff_cli.engine.metrics_log import MetricsLog
+from pogdiff_cli.engine.network import Network
 from pogdiff_cli.engine.objectives import Objective
 from pogdiff_cli.engine.optimizer import GuardedStep, make_optimizer
-from pogdiff_cli.engine.parallel import (
-    gathered,
-    lost_processes_explained,
-    refuse_unlike_starts,
-    replicated,
-    shard,
-    unsynchronised,
-)
+from pogdiff_cli.engine.parallel import lost_processes_explained, unsynchronised
+from pogdiff_cli.engine.resuming import Resuming
 from pogdiff_cli.engine.state import State
-from pogdiff_cli.engine.tuning import prepare
+from pogdiff_cli.engine.terms import Outcome, Taken
 from pogdiff_cli.engine.window import Window
 from pogdiff_cli.engine.world import World
-from pogdiff_cli.errors import Exit, PogdiffError, Stopped
+from pogdiff_cli.errors import Stopped
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.progress import Track, untracked
 from pogdiff_cli.project.config import TrainConfig
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a finished run took."""
-
-    steps: int
-    resumed_at: int
-    seconds: float
-    seconds_per_step: float
-    skipped_steps: int
-    pieces: int  # into which micro-batches were cut for want of memory
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Taken:
-    """One optimizer step, still on the device: loss parts (0 where it was left out), and whether it was finite."""
-
-    parts: dict[str, Tensor]
-    finite: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,24 +67,12 @@ class Trainer:
         self.device = adapter.device
         if self.device.type == "cpu":
             keep_freed_memory()
-        if train.mixed_precision == "fp16" and self.device.type != "cuda":
-            raise PogdiffError(
-                "train.mixed_precision fp16 needs a GPU.", hint="Use bf16 or no on the CPU.", exit_code=Exit.USAGE
-            )
-        self.denoiser: Any = adapter.load_denoiser().train()
-        with torch.random.fork_rng(devices=[]):  # a LoRA's start is drawn: the same in every process and attempt
-            torch.manual_seed(batches.settings.seed)
-            prepare(self.denoiser, train, adapter.lora_targets)
-        # a sharded parameter has to be contiguous
-        channels_last = train.channels_last and (train.parallel == "ddp" or self.world.size == 1)
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        if channels_last:
-            self.denoiser.to(memory_format=self.layout)
-        shard(self.denoiser, self.world, train.parallel)
-        self.trainable = {name: p for name, p in self.denoiser.named_parameters() if p.requires_grad}
-        refuse_unlike_starts(self.trainable, self.world)
+        self.network = Network(adapter, train, self.world, seed=batches.settings.seed)
+        self.denoiser, self.layout = self.network.denoiser, self.network.layout
+        self.trainable = self.network.trainable
+        self.predict, self.autocast = self.network.predict, self.network.autocast
         split = train.parallel == "fsdp" and self.world.size > 1
-        self.optimizer = make_optimizer(list(self.trainable.values()), train, sharded="sharded" if split else "whole")
+        self.optimizer = make_optimizer(self.network.groups, train, sharded="sharded" if split else "whole")
         self.schedule = get_scheduler(
             train.lr_scheduler,
             optimizer=self.optimizer,
@@ -123,13 +83,22 @@ class Trainer:
         self.guard = GuardedStep(self.optimizer, self.scaler, max_norm=train.max_grad_norm, device=self.device)
         parameters = list(self.trainable.values())
         self.ema = EMAModel(parameters, decay=train.ema_decay, use_ema_warmup=False) if train.use_ema else None
-        compiled: Any = torch.compile(self.denoiser) if train.compile else self.denoiser
-        self.forward: Any = replicated(compiled, self.world, train.parallel)
         self.step = 0
         self.pieces = 1
         self.notes: list[str] = []  # what whoever resumes should know
         self._skipped_before = 0
         self._log_as_saved: Mapping[str, Any] | None = None
+
+    @property
+    def _resuming(self) -> Resuming:
+        return Resuming(
+            folder=self.places.checkpoints,
+            fingerprint=self.fingerprint,
+            global_batch=self.batches.settings.global_batch,
+            keep=self.train.checkpoints_total_limit,
+            world=self.world,
+            metrics=self.places.metrics,
+        )
 
     @property
     def _state(self) -> State:
@@ -143,44 +112,14 @@ class Trainer:
 
     def resume(self) -> int:
         """Load what ``train.resume_from_checkpoint`` names; returns the step reached (0: a fresh start)."""
-        wanted = self.train.resume_from_checkpoint
-        if wanted == "none":
-            return 0
-        path = self._latest() if wanted == "latest" else Path(wanted)
-        if path is None:
-            return 0
-        if wanted != "latest" and not path.is_absolute():
-            path = self.places.checkpoints / path
-        snapshot = checkpoint.load(path)
-        if snapshot.state.get("fingerprint") != self.fingerprint:
-            if wanted == "latest":
-                return 0
-            raise PogdiffError(
-                f"{path.name} was made with other settings than this run has.",
-                hint="Give the run another name with --name.",
-                exit_code=Exit.MISSING,
-            )
-        if not self._same_batch(snapshot):
+        snapshot = self._resuming.find(self.train.resume_from_checkpoint)
+        if snapshot is None:
             return 0
         self._state.restore(snapshot)
         self.step = snapshot.step
         self._log_as_saved = snapshot.state.get("log")
         self._skipped_before = int(snapshot.state["skipped"])
         return self.step
-
-    def _same_batch(self, snapshot: checkpoint.Snapshot) -> bool:
-        """Whether the checkpoint's global batch is this run's. Another number of processes may be an oversight."""
-        theirs, ours = int(snapshot.state["global_batch"]), self.batches.settings.global_batch
-        processes = int(snapshot.state["processes"])
-        if theirs != ours and processes != self.world.size:
-            raise PogdiffError(
-                f"The checkpoints of this run have a global batch of {theirs} ({processes} processes); "
-                f"here it would be {ours} ({self.world.size}).",
-                hint=f"Start {processes} processes as before; or choose train.train_batch_size and "
-                f"train.gradient_accumulation_steps such that the global batch is {theirs}; or --force a new start.",
-                exit_code=Exit.USAGE,
-            )
-        return theirs == ours
 
     def run(
         self,
@@ -230,22 +169,7 @@ class Trainer:
     def final_denoiser(self) -> nn.Module | None:
         """The network to keep: the moving average where there is one. None but in the main process."""
         kept = dict(zip(self.trainable, self.ema.shadow_params, strict=True)) if self.ema else self.trainable
-        if self.train.parallel == "ddp" or self.world.size == 1:
-            return self._with(self.denoiser, kept).eval() if self.world.main else None
-        full = gathered(kept, self.world)
-        if not self.world.main:
-            return None
-        fresh: Any = self.adapter.load_denoiser()
-        prepare(fresh, self.train, self.adapter.lora_targets)
-        return self._with(fresh, full).eval()
-
-    @staticmethod
-    def _with(denoiser: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
-        with torch.no_grad():
-            for name, parameter in denoiser.named_parameters():
-                if name in values:
-                    parameter.copy_(values[name])
-        return denoiser
+        return self.network.final(kept)
 
     def optimise(self, group: list[HostBatch]) -> Taken:
         """One optimizer step. Where the memory does not suffice and halving is allowed: in smaller pieces."""
@@ -265,7 +189,7 @@ class Trainer:
     def _attempt(self, pieces: list[HostBatch], *, rows: int) -> Taken:
         parts: dict[str, Tensor] = {}
         for number, host in enumerate(pieces, start=1):
-            with unsynchronised(self.forward, "last" if number == len(pieces) else "not last"):
+            with unsynchronised(self.network.forward, "last" if number == len(pieces) else "not last"):
                 with self.autocast():
                     batch = on_device(host, self.adapter, snr_gamma=self.train.snr_gamma, layout=self.layout)
                     loss = self.objective(self.predict, batch, denominator=rows)
@@ -280,15 +204,6 @@ class Trainer:
         return Taken(
             parts={name: torch.where(finite, v, torch.zeros_like(v)) for name, v in parts.items()}, finite=finite
         )
-
-    def predict(self, x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
-        """The network's native prediction, float32; through all processes' wrapper."""
-        return self.adapter.predict(self.forward, x_t, t, condition).float()
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """What ``train.mixed_precision`` means around a forward."""
-        dtype = _AUTOCAST.get(self.train.mixed_precision)
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 
     def _open_log(self, stack: contextlib.ExitStack, resumed_at: int) -> MetricsLog | None:
         if not self.world.main:
@@ -326,24 +241,4 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this step: the main process writes, and all go on when it is whole."""
         self.guard.refuse_many_in_a_row(self.step)
-        facts = {
-            "step": self.step,
-            "fingerprint": self.fingerprint,
-            "skipped": self.skipped,
-            "global_batch": self.batches.settings.global_batch,
-            "processes": self.world.size,
-            "log": extent(self.places.metrics) if self.world.main else None,
-        }
-        snapshot = self._state.snapshot(facts, self.world)
-        if self.world.main:
-            checkpoint.save(self.places.checkpoints, snapshot, keep=self.train.checkpoints_total_limit)
-        self.world.together()
-
-    def _latest(self) -> Path | None:
-        """The newest whole checkpoint as the main process sees it."""
-        found = self.world.agreed(lambda: _text(checkpoint.latest_whole(self.places.checkpoints)))
-        return None if found is None else Path(found)
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+        self._resuming.save(self._state, step=self.step, skipped=self.skipped)

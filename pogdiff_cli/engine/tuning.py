@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import safe_open
+import torch
 from torch import nn
 
+from pogdiff_cli.engine.text_tuning import (
+    load_text_encoders,
+    merged_text,
+    peft_settings,
+    read_layers,
+    read_metadata,
+    text_lora,
+)
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.config import TrainConfig
 
+#: What ``train.mixed_precision`` names.
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LORA_FILE = "pytorch_lora_weights.safetensors"
-_LORA_CONFIG = "adapter_config.json"
-_METADATA = "lora_adapter_metadata"  # diffusers' name in the file's header
+LORA_CONFIG = "adapter_config.json"
+
+
+def base_dtype(train: TrainConfig, device: torch.device) -> torch.dtype:
+    """Of the denoiser's weights: float32 where they are trained, else the precision in which they are computed."""
+    half = HALF.get(train.mixed_precision, torch.float32)
+    if train.tuning == "full" or (half == torch.float16 and device.type == "cpu"):
+        return torch.float32
+    return half
 
 
 def prepare(denoiser: Any, train: TrainConfig, lora_targets: tuple[str, ...]) -> None:
@@ -61,20 +79,37 @@ def lora_config(train: TrainConfig, targets: tuple[str, ...]) -> Any:
     )
 
 
-def write_final(adapter: Adapter, denoiser: Any, folder: Path, tuning: Literal["full", "lora"]) -> None:
-    """A diffusers pipeline folder for ``full``; for ``lora`` the weights as diffusers and peft read them."""
+def write_final(
+    adapter: Adapter,
+    denoiser: Any,
+    folder: Path,
+    tuning: Literal["full", "lora"],
+    encoders: Mapping[str, nn.Module] | None = None,
+) -> None:
+    """A diffusers pipeline folder for ``full``; for ``lora`` the weights as diffusers and peft read them.
+
+    ``encoders``: text encoders with LoRA, if any. In a whole pipeline it is added to their weights.
+    """
+    text = encoders or {}
     if tuning == "full":
-        adapter.save(denoiser, folder)
+        adapter.save(denoiser, folder, {name: merged_text(encoder) for name, encoder in text.items()})
         return
     from peft import get_peft_model_state_dict
 
-    # sorted: the order of a set differs from process to process, and with it the bits of the file
-    settings = denoiser.peft_config["default"].to_dict()
-    config = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-    adapter.save_lora(get_peft_model_state_dict(denoiser), folder, config)
+    config = peft_settings(denoiser)
+    loras = {name: text_lora(encoder) for name, encoder in text.items()}
+    layers = {adapter.denoiser_name: get_peft_model_state_dict(denoiser)}
+    layers |= {name: lora.layers for name, lora in loras.items()}
+    configs = {adapter.denoiser_name: config} | {name: lora.config for name, lora in loras.items()}
+    adapter.save_lora(layers, folder, configs)
     _order_header(folder / LORA_FILE)
+    (folder / LORA_CONFIG).write_text(peft_config_text(config), encoding="utf-8")
+
+
+def peft_config_text(config: Mapping[str, Any]) -> str:
+    """Peft's configuration as it writes it itself."""
     readable = {key: value for key, value in config.items() if _is_json(value)}
-    (folder / _LORA_CONFIG).write_text(json.dumps(readable, indent=1, default=sorted), encoding="utf-8")
+    return json.dumps(readable, indent=1, default=sorted)
 
 
 def _order_header(path: Path) -> None:
@@ -88,21 +123,25 @@ def _order_header(path: Path) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
-def load_final(adapter: Adapter, folder: Path) -> nn.Module:
-    """The fine-tuned denoiser of a run: its own weights, or the base with the run's LoRA."""
+def load_final(adapter: Adapter, folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The fine-tuned denoiser of a run: its own weights, or the base, in ``dtype``, with the run's LoRA."""
     if (folder / "model_index.json").is_file():
         return adapter.load_denoiser(folder)
     if not (folder / LORA_FILE).is_file():
         raise PogdiffError(
             f"{folder} holds neither a pipeline nor {LORA_FILE}.", hint="Train the run anew.", exit_code=Exit.MISSING
         )
-    denoiser: Any = adapter.load_denoiser()
-    with safe_open(folder / LORA_FILE, framework="pt") as file:
-        layers = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        metadata = json.loads((file.metadata() or {}).get(_METADATA, "null"))
-    # with it alpha is what it was in training; without, it would be taken for the rank
-    denoiser.load_lora_adapter(layers, prefix=adapter.denoiser_name, metadata=metadata)
+    denoiser: Any = adapter.load_denoiser(dtype=dtype)
+    # with its metadata alpha is what it was in training; without, it would be taken for the rank
+    denoiser.load_lora_adapter(
+        read_layers(folder / LORA_FILE), prefix=adapter.denoiser_name, metadata=read_metadata(folder / LORA_FILE)
+    )
     return denoiser  # type: ignore[no-any-return]
+
+
+def load_final_text(adapter: Adapter, folder: Path) -> dict[str, nn.Module]:
+    """The text encoders of a run that trained LoRA on them beside a denoiser's; a whole pipeline has them inside."""
+    return load_text_encoders(adapter, folder / LORA_FILE) if (folder / LORA_FILE).is_file() else {}
 
 
 def _is_json(value: Any) -> bool:

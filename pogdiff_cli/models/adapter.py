@@ -76,6 +76,16 @@ class Adapter(Protocol):
         ...
 
     @property
+    def clip_encoders(self) -> tuple[str, ...]:
+        """The text encoders that LoRA can be trained on: CLIP's; T5 stays as it is."""
+        ...
+
+    @property
+    def unread_layers(self) -> Mapping[str, int]:
+        """Of some of them, how many last layers no condition depends on."""
+        ...
+
+    @property
     def times(self) -> Callable[[NDArray[np.float64]], NDArray[Any]]:
         """Uniform draws (b,) -> timesteps (b,); small enough to be sent to another process."""
         ...
@@ -86,6 +96,22 @@ class Adapter(Protocol):
 
     def encode_text(self, texts: Sequence[str]) -> TextEncoding:
         """Captions -> what the denoiser reads; longer ones are cut at ``token_limit``."""
+        ...
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """All that is known of captions before a CLIP encoder reads them: token ids, T5's states; a row each."""
+        ...
+
+    def conditioned(self, condition: Condition, encoders: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """A condition whose texts are ``tokens`` -> one that the denoiser reads, with gradients to ``encoders``."""
+        ...
+
+    def load_part(self, component: str) -> Any:
+        """A fresh frozen component, which nobody else changes."""
+        ...
+
+    def use_text_encoders(self, encoders: Mapping[str, nn.Module]) -> None:
+        """Read texts with these from now on; they are not released."""
         ...
 
     def count_tokens(self, text: str) -> int:
@@ -103,8 +129,11 @@ class Adapter(Protocol):
         """What belongs to images, not to captions: original size, crop corner, size kept, each (n, 2), height first."""
         ...
 
-    def load_denoiser(self, folder: Path | None = None) -> nn.Module:
-        """A fresh float32 copy of the network to train; of another pipeline's folder where one is named."""
+    def load_denoiser(self, folder: Path | None = None, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A fresh copy of the network to train; of another pipeline's folder where one is named.
+
+        Whatever ``dtype`` its weights have, it takes and returns float32.
+        """
         ...
 
     def free_encoders(self) -> None:
@@ -162,10 +191,10 @@ class Adapter(Protocol):
         """What the pipeline is called with for prompts (b rows) and initial noise (b, c, h, w)."""
         ...
 
-    def save(self, denoiser: nn.Module, folder: Path) -> None:
-        """Write a folder that the family's own loader reads."""
+    def save(self, denoiser: nn.Module, folder: Path, text: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
+        """Write a folder that the family's own loader reads; ``text``: weights of text encoders, by component."""
         ...
 
-    def save_lora(self, layers: dict[str, Tensor], folder: Path, metadata: dict[str, Any]) -> None:
-        """Write LoRA weights as the family's own pipeline reads them."""
+    def save_lora(self, layers: Mapping[str, dict[str, Tensor]], folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Write LoRA weights, by component, as the family's own pipeline reads them."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Condition, FamilyOptions, Guidance, Moments, SchedulerChoice, TextParts
-from pogdiff_cli.models.components import copy_components, load_component
+from pogdiff_cli.models.components import copy_components, load_component, replace_weights
 from pogdiff_cli.models.noise_path import NoisePath, Times
-from pogdiff_cli.models.text_readers import count_tokens
+from pogdiff_cli.models.precision import autocast_forward
+from pogdiff_cli.models.texts import Encoders, ReadsTexts
 from pogdiff_cli.models.weights import component_classes, read_json
 
-_CLIP_POSITIONS = 75
 
-
-class Backbone(ABC):
+class Backbone(ReadsTexts):
     """Frozen components by name, loaded when first asked for. Subclasses are the families."""
 
     family: ClassVar[str]
@@ -42,6 +41,7 @@ class Backbone(ABC):
         self.folder, self.device = folder, device
         self.options = options or FamilyOptions()
         self._loaded: dict[str, Any] = {}
+        self._used: Encoders = {}
         self._configs: dict[str, dict[str, Any]] = {}
         self._found = component_classes(folder)
         for component, expected in self.parts.items():
@@ -81,13 +81,19 @@ class Backbone(ABC):
 
     def part(self, component: str) -> Any:
         """A tokenizer, a frozen text encoder or the frozen VAE; None where the pipeline does without it."""
+        if component in self._used:
+            return self._used[component]
         if component not in self._loaded:
-            self._loaded[component] = (
-                load_component(self.folder, component, self.parts[component], self.device)
-                if self.has(component)
-                else None
-            )
+            self._loaded[component] = self.load_part(component) if self.has(component) else None
         return self._loaded[component]
+
+    def load_part(self, component: str) -> Any:
+        """A fresh one, which nobody else changes."""
+        return load_component(self.folder, component, self.parts[component], self.device)
+
+    def use_text_encoders(self, encoders: Encoders) -> None:
+        """Read texts with these from now on, in sampling too; they stay when text encoders are released."""
+        self._used = encoders
 
     @property
     def vae(self) -> Any:
@@ -100,17 +106,19 @@ class Backbone(ABC):
             self._configs[component] = read_json(self.folder / component / "config.json")
         return self._configs[component]
 
-    def load_denoiser(self, folder: Path | None = None) -> nn.Module:
-        """A fresh float32 denoiser on the device; of another pipeline's folder where one is named."""
+    def load_denoiser(self, folder: Path | None = None, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A fresh denoiser on the device; of another pipeline's folder where one is named."""
         cls = getattr(diffusers, self.parts[self.denoiser_name])
         model = cls.from_pretrained(
             folder or self.folder,
             subfolder=self.denoiser_name,
             use_safetensors=True,
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
             local_files_only=True,
-        )
-        return cast(nn.Module, model.to(self.device))
+        ).to(self.device)
+        if dtype != torch.float32:
+            autocast_forward(model, self.device, dtype)
+        return cast(nn.Module, model)
 
     def free_encoders(self) -> None:
         """Drop VAE and text encoders; they load again when asked for."""
@@ -165,31 +173,6 @@ class Backbone(ABC):
         """Nothing, but for families that look at the original size."""
         del original, corner, target
         return {}
-
-    # texts
-
-    @property
-    def clip_chunks(self) -> int:
-        """Chunks of 75 tokens in which CLIP reads a caption."""
-        wanted = self.options.max_token_length
-        if wanted is None:
-            return 1
-        if wanted % _CLIP_POSITIONS:
-            raise PogdiffError(
-                f"train.max_token_length is {wanted}; CLIP reads chunks of {_CLIP_POSITIONS} tokens.",
-                hint="Set it to 75, 150, 225 and so on, or null.",
-                exit_code=Exit.USAGE,
-            )
-        return wanted // _CLIP_POSITIONS
-
-    @property
-    def token_limit(self) -> int:
-        """Positions less start and end, times the chunks."""
-        return (int(self.part("tokenizer").model_max_length) - 2) * self.clip_chunks
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text, without start and end."""
-        return count_tokens(self.part("tokenizer"), text)
 
     # noise
 
@@ -263,16 +246,20 @@ class Backbone(ABC):
     def _pipeline_options(self) -> dict[str, Any]:
         return {}
 
-    def save(self, denoiser: nn.Module, folder: Path) -> None:
-        """A whole pipeline folder: the denoiser, and every other component copied byte for byte."""
+    def save(self, denoiser: nn.Module, folder: Path, text: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
+        """A whole pipeline folder: the denoiser, ``text`` encoders' weights, all else copied byte for byte."""
         kept = [name for name in (*self.parts, "scheduler") if name != self.denoiser_name and self.has(name)]
         copy_components(self.folder, folder, kept, trained=self.denoiser_name)
         cast(Any, denoiser).save_pretrained(folder / self.denoiser_name, safe_serialization=True)
+        for component, weights in (text or {}).items():
+            replace_weights(folder / component, weights)
 
-    def save_lora(self, layers: dict[str, Tensor], folder: Path, metadata: dict[str, Any]) -> None:
-        """``pytorch_lora_weights.safetensors`` as ``load_lora_weights`` reads it."""
-        named = {
-            f"{self.denoiser_name}_lora_layers": layers,
-            f"{self.denoiser_name}_lora_adapter_metadata": metadata,
-        }
+    def save_lora(self, layers: Mapping[str, dict[str, Tensor]], folder: Path, metadata: Mapping[str, Any]) -> None:
+        """``pytorch_lora_weights.safetensors`` as ``load_lora_weights`` reads it; layers and metadata by component."""
+        named: dict[str, Any] = {}
+        for component, tensors in layers.items():
+            named |= {
+                f"{component}_lora_layers": tensors,
+                f"{component}_lora_adapter_metadata": metadata[component],
+            }
         self.pipeline_class.save_lora_weights(folder, safe_serialization=True, **named)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from pogdiff_cli.models.weights import pipeline_index
 
 #: Classes that are loaded, and no others; model_index.json may add "Fast".
 _TOKENIZERS = ("CLIPTokenizer", "T5Tokenizer")
 _TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+#: What published CLIP text encoders' weights begin with.
+TEXT_MODEL = "text_model."
 _COPIED = (".safetensors", ".json", ".txt", ".model")
 
 
@@ -53,6 +58,30 @@ def copy_components(source: Path, folder: Path, kept: Sequence[str], *, trained:
     if "requires_safety_checker" in index:
         index["requires_safety_checker"] = False
     (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def replace_weights(component: Path, weights: Mapping[str, Tensor]) -> None:
+    """Put ``weights`` into the place of a copied component's own, under the names that its files give them."""
+    kept = read_weights(component)
+    for path in [*component.glob("*.safetensors"), *component.glob("*.safetensors.index.json")]:
+        path.unlink()
+    for name, value in weights.items():
+        found = name if name in kept else TEXT_MODEL + name  # published CLIPs have names that the class has left
+        if found not in kept:
+            raise KeyError(f"{component} has no weight {name}")
+        kept[found] = value.contiguous()
+    save_file(kept, component / "model.safetensors", metadata={"format": "pt"})
+
+
+def read_weights(component: Path) -> dict[str, Tensor]:
+    """Every weight of a component's safetensors files."""
+    weights: dict[str, Tensor] = {}
+    for path in sorted(component.glob("*.safetensors")):
+        if ".fp16." in path.name or ".non_ema." in path.name:
+            continue
+        with safe_open(path, framework="pt") as file:
+            weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    return weights
 
 
 def _not_copied(folder: str, names: list[str]) -> set[str]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pogdiff_cli.models.adapter import Condition, Guidance, TextEncoding
 from pogdiff_cli.models.flow import FlowBackbone
-from pogdiff_cli.models.text_readers import count_tokens, read_clip, read_t5
+from pogdiff_cli.models.text_readers import clip_ids, count_tokens, read_clip, read_t5
+from pogdiff_cli.models.texts import Encoders
 
 _SEQUENCE = 512  # the pipeline's default and its limit
 
@@ -29,15 +30,20 @@ class Flux(FlowBackbone):
         "tokenizer": "CLIPTokenizer",
         "tokenizer_2": "T5Tokenizer",
     }
+    clip_encoders = ("text_encoder",)
     guidance_scale = 3.5
     packing = 4
 
-    def encode_text(self, texts: Sequence[str]) -> TextEncoding:
-        """N captions -> T5 states (n, 512, d) and CLIP's pooled embedding (n, d)."""
-        clip = read_clip(self.part("tokenizer"), self.part("text_encoder"), texts, chunks=1, layer="last")
+    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """CLIP's token ids, and T5's states."""
         length = self.sequence_length(_SEQUENCE, _SEQUENCE)
-        hidden = read_t5(self.part("tokenizer_2"), self.part("text_encoder_2"), texts, length=length)
-        return TextEncoding(condition={"hidden": hidden, "pooled": clip.pooled}, pooled=clip.pooled.clone())
+        long = read_t5(self.part("tokenizer_2"), self.part("text_encoder_2"), texts, length=length)
+        return {"ids": clip_ids(self.part("tokenizer"), texts, 1), "long": long}
+
+    def read(self, tokens: Condition, encoders: Encoders) -> TextEncoding:
+        """N captions -> T5 states (n, 512, d) and CLIP's pooled embedding (n, d)."""
+        pooled = read_clip(encoders["text_encoder"], tokens["ids"], layer="last").pooled
+        return TextEncoding(condition={"hidden": tokens["long"], "pooled": pooled}, pooled=pooled.clone())
 
     @property
     def token_limit(self) -> int:

@@ -12,7 +12,8 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Condition, Guidance, SchedulerChoice, TextEncoding
 from pogdiff_cli.models.backbone import Backbone
 from pogdiff_cli.models.noise_path import Times, VariancePreserving
-from pogdiff_cli.models.text_readers import read_clip
+from pogdiff_cli.models.text_readers import clip_ids, read_clip
+from pogdiff_cli.models.texts import Encoders
 from pogdiff_cli.models.weights import read_json
 
 _PREDICTIONS = ("epsilon", "v_prediction")
@@ -76,14 +77,17 @@ class StableDiffusion(VariancePreservingBackbone):
         "tokenizer": "CLIPTokenizer",
     }
     denoiser_name = "unet"
+    clip_encoders = ("text_encoder",)
     lora_targets = UNET_ATTENTION
     guidance_scale = 7.5
 
-    def encode_text(self, texts: Sequence[str]) -> TextEncoding:
+    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """CLIP's token ids."""
+        return {"ids": clip_ids(self.part("tokenizer"), texts, self.clip_chunks)}
+
+    def read(self, tokens: Condition, encoders: Encoders) -> TextEncoding:
         """N captions -> hidden states (n, 77, d) and the pooled embedding (n, d)."""
-        states = read_clip(
-            self.part("tokenizer"), self.part("text_encoder"), texts, chunks=self.clip_chunks, layer="last"
-        )
+        states = read_clip(encoders["text_encoder"], tokens["ids"], layer="last")
         return TextEncoding(condition={"hidden": states.hidden}, pooled=states.pooled)
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:

@@ -12,7 +12,8 @@ from torch.nn.functional import pad
 
 from pogdiff_cli.models.adapter import Condition, TextEncoding
 from pogdiff_cli.models.flow import FlowBackbone
-from pogdiff_cli.models.text_readers import ClipStates, count_tokens, read_clip, read_t5
+from pogdiff_cli.models.text_readers import clip_ids, count_tokens, read_clip, read_t5
+from pogdiff_cli.models.texts import Encoders
 
 _SEQUENCE = 256  # the pipeline's default
 _LONGEST = 512
@@ -33,13 +34,20 @@ class StableDiffusion3(FlowBackbone):
         "tokenizer_2": "CLIPTokenizer",
         "tokenizer_3": "T5Tokenizer",
     }
+    clip_encoders = ("text_encoder", "text_encoder_2")
     optional = frozenset({"text_encoder_3", "tokenizer_3"})
     guidance_scale = 7.0
 
-    def encode_text(self, texts: Sequence[str]) -> TextEncoding:
+    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Both CLIPs' token ids, and T5's states."""
+        ids = {name: clip_ids(self.part(f"tokenizer{name[3:]}"), texts, 1) for name in ("ids", "ids_2")}
+        return {**ids, "long": self._t5(texts)}
+
+    def read(self, tokens: Condition, encoders: Encoders) -> TextEncoding:
         """N captions -> CLIP states, padded in width, before T5 states (n, 77 + 256, d); both pooled (n, d1 + d2)."""
-        first, second = (self._clip(which, texts) for which in ("", "_2"))
-        long = self._t5(texts)
+        first = read_clip(encoders["text_encoder"], tokens["ids"], layer="penultimate")
+        second = read_clip(encoders["text_encoder_2"], tokens["ids_2"], layer="penultimate")
+        long = tokens["long"]
         clip = torch.cat([first.hidden, second.hidden], dim=-1)
         clip = pad(clip, (0, long.shape[-1] - clip.shape[-1]))
         condition = {
@@ -47,10 +55,6 @@ class StableDiffusion3(FlowBackbone):
             "pooled": torch.cat([first.pooled, second.pooled], dim=-1),
         }
         return TextEncoding(condition=condition, pooled=first.pooled)
-
-    def _clip(self, which: str, texts: Sequence[str]) -> ClipStates:
-        tokenizer, encoder = self.part(f"tokenizer{which}"), self.part(f"text_encoder{which}")
-        return read_clip(tokenizer, encoder, texts, chunks=1, layer="penultimate")
 
     def _t5(self, texts: Sequence[str]) -> Tensor:
         length = self.sequence_length(_SEQUENCE, _LONGEST)

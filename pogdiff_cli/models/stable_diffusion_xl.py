@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pogdiff_cli.models.adapter import Condition, TextEncoding
 from pogdiff_cli.models.stable_diffusion import UNET_ATTENTION, VariancePreservingBackbone
-from pogdiff_cli.models.text_readers import read_clip
+from pogdiff_cli.models.text_readers import clip_ids, read_clip
+from pogdiff_cli.models.texts import Encoders
 from pogdiff_cli.models.weights import pipeline_index
 
 
@@ -31,6 +32,8 @@ class StableDiffusionXL(VariancePreservingBackbone):
         "tokenizer_2": "CLIPTokenizer",
     }
     denoiser_name = "unet"
+    clip_encoders = ("text_encoder", "text_encoder_2")
+    unread_layers: ClassVar[Mapping[str, int]] = {"text_encoder": 1}  # of it the penultimate states alone are read
     lora_targets = UNET_ATTENTION
     guidance_scale = 5.0
 
@@ -39,22 +42,23 @@ class StableDiffusionXL(VariancePreservingBackbone):
         """Whether this base reads an empty prompt as zeros, as its pipeline does."""
         return bool(pipeline_index(self.folder).get("force_zeros_for_empty_prompt", True))
 
-    def encode_text(self, texts: Sequence[str]) -> TextEncoding:
+    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Both CLIPs' token ids; whether anything is said."""
+        ids = {name: clip_ids(self.part(f"tokenizer{name[3:]}"), texts, self.clip_chunks) for name in ("ids", "ids_2")}
+        return {**ids, "said": torch.tensor([float(bool(text)) for text in texts])}
+
+    def read(self, tokens: Condition, encoders: Encoders) -> TextEncoding:
         """N captions -> both encoders' states side by side (n, 77, d1 + d2), the second's pooled (n, d2)."""
-        first = self._read("", texts)
-        second = self._read("_2", texts)
+        first = read_clip(encoders["text_encoder"], tokens["ids"], layer="penultimate")
+        second = read_clip(encoders["text_encoder_2"], tokens["ids_2"], layer="penultimate")
         condition = {"hidden": torch.cat([first.hidden, second.hidden], dim=-1), "pooled": second.pooled}
         if self.zeros_for_empty:  # what the pipeline guides away from is what a dropped caption trains
-            said = torch.tensor([bool(text) for text in texts], device=self.device)
+            said = tokens["said"]
             condition = {
                 name: value * said.reshape(-1, *[1] * (value.ndim - 1)).to(value.dtype)
                 for name, value in condition.items()
             }
         return TextEncoding(condition=condition, pooled=first.pooled)
-
-    def _read(self, which: str, texts: Sequence[str]) -> Any:
-        tokenizer, encoder = self.part(f"tokenizer{which}"), self.part(f"text_encoder{which}")
-        return read_clip(tokenizer, encoder, texts, chunks=self.clip_chunks, layer="penultimate")
 
     def image_condition(
         self, original: NDArray[np.int64], corner: NDArray[np.int64], target: NDArray[np.int64]

@@ -26,7 +26,7 @@ def count_tokens(tokenizer: Any, text: str) -> int:
 
 
 def clip_ids(tokenizer: Any, texts: Sequence[str], chunks: int) -> Tensor:
-    """Each chunk of 75 tokens between start and end, padded: (n chunks, 77). What is longer is cut."""
+    """Each chunk of 75 tokens between start and end, padded: (n, chunks, 77). What is longer is cut."""
     room = int(tokenizer.model_max_length) - 2
     found = tokenizer(
         list(texts), add_special_tokens=False, truncation=True, max_length=room * chunks, padding=False, verbose=False
@@ -36,17 +36,16 @@ def clip_ids(tokenizer: Any, texts: Sequence[str], chunks: int) -> Tensor:
         for start in range(0, room * chunks, room):
             words = [tokenizer.bos_token_id, *ids[start : start + room], tokenizer.eos_token_id]
             rows.append(words + [tokenizer.pad_token_id] * (room + 2 - len(words)))
-    return torch.tensor(rows, dtype=torch.int64)
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(texts), chunks, room + 2)
 
 
-@torch.no_grad()
-def read_clip(tokenizer: Any, encoder: Any, texts: Sequence[str], *, chunks: int, layer: Layer) -> ClipStates:
-    """Encode each chunk alone and join them: the first start, 75 positions a chunk, the last end."""
-    ids = clip_ids(tokenizer, texts, chunks).to(encoder.device)
-    output = encoder(ids, output_hidden_states=layer == "penultimate")
+def read_clip(encoder: Any, ids: Tensor, *, layer: Layer) -> ClipStates:
+    """Encode each chunk of ids (n, chunks, 77) alone and join: the first start, 75 positions a chunk, the last end."""
+    n, chunks, _ = ids.shape
+    output = encoder(ids.flatten(0, 1), output_hidden_states=layer == "penultimate")
     states = output.last_hidden_state if layer == "last" else output.hidden_states[-2]
     pooled = output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
-    states = states.float().unflatten(0, (len(texts), chunks))  # (n, chunks, 77, d)
+    states = states.float().unflatten(0, (n, chunks))  # (n, chunks, 77, d)
     middle = states[:, :, 1:-1].flatten(1, 2)
     hidden = torch.cat([states[:, 0, :1], middle, states[:, -1, -1:]], dim=1)
     return ClipStates(hidden=hidden, pooled=pooled.float()[::chunks])

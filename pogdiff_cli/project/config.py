@@ -92,6 +92,9 @@ class TrainConfig(Section):
     lora_alpha: float | None = Field(None, gt=0)
     lora_targets: tuple[str, ...] | None = None  # None: the family's attention projections
     use_dora: bool = False
+    train_text_encoder: bool = False  # Sec. 3: the text encoder is frozen
+    text_encoder_rank: int = Field(16, ge=1)
+    text_encoder_lr: float | None = Field(None, gt=0)  # None: learning_rate
 
     max_train_steps: int = Field(6000, ge=1)  # Sec. 4.1: 6,000 for the small and medium sets, 12,000 for large
     train_batch_size: int = Field(8, ge=1)  # Sec. 4.1, per device

@@ -121,6 +121,8 @@ def plan_train(config: Config, run: str) -> StagePlan:
         ignored.add("train.caption_dropout")  # its one coin a batch takes that place
     if train.tuning == "full":
         ignored |= {f"train.{key}" for key in _LORA_KEYS}
+    if not train.train_text_encoder:
+        ignored |= {"train.text_encoder_rank", "train.text_encoder_lr"}
     if not train.use_ema:
         ignored.add("train.ema_decay")
     shape = _INVERSE_KEYS if method == "pogdiff" and "density" in inputs else ()
@@ -138,9 +140,10 @@ def plan_train(config: Config, run: str) -> StagePlan:
 def plan_sample(config: Config, run: str) -> StagePlan:
     """Generated images of one run."""
     tail = () if config.sample.few_images_per_identity is None else ("data.few_at_most",)
+    precision = ("train.mixed_precision",) if config.train.tuning == "lora" else ()  # of the base's weights
     return StagePlan(
         key=f"runs/{run}/sample",
-        parameters=_pick(config, "seed", "sample", "data.resolution", *tail),
+        parameters=_pick(config, "seed", "sample", "data.resolution", *tail, *precision),
         inputs={"final": f"runs/{run}/final", "names": "artifacts/names.yaml", "model": None},
         outputs=(f"runs/{run}/samples",),
         after=(f"runs/{run}/train",),

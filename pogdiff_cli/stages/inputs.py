@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pogdiff_cli.data.images import placements
 from pogdiff_cli.engine.cache import TensorCache
-from pogdiff_cli.engine.encode import text_cache
+from pogdiff_cli.engine.encode import Form, text_cache
 from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.models.adapter import Adapter, FamilyOptions
 from pogdiff_cli.models.weights import resolve_pipeline
@@ -101,9 +101,14 @@ def image_condition(
     return adapter.image_condition(sizes[:, ::-1], placed.corner[:, ::-1], placed.size[:, ::-1])
 
 
-def caption_cache(context: Context) -> TensorCache:
-    """The cache of this backbone's text embeddings."""
-    return text_cache(context.project.cache, encoder_digest=caption_encoder_digest(context))
+def text_form(config: Config) -> Form:
+    """As what texts are cached for training: an encoder that is trained reads their tokens anew in each step."""
+    return "tokens" if config.train.train_text_encoder else "embeddings"
+
+
+def caption_cache(context: Context, form: Form = "embeddings") -> TensorCache:
+    """The cache of this backbone's text embeddings, or of its captions' tokens."""
+    return text_cache(context.project.cache, encoder_digest=caption_encoder_digest(context), form=form)
 
 
 def caption_encoder_digest(context: Context) -> str:

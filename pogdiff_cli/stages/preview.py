@@ -29,7 +29,8 @@ def previewer(
     names = _rarest(context, dataset)[: train.validation_identities]
     settings = sampling_settings(context)
     texts = [context.project.config.sample.prompt.format(name=name) for name in names]
-    prompts = encode_prompts(adapter, texts, settings)
+    # encoders that are trained read the prompts anew each time
+    prompts = None if train.train_text_encoder else encode_prompts(adapter, texts, settings)
 
     def preview(step: int, denoiser: nn.Module) -> dict[str, float]:
         if step % every == 0:
@@ -50,7 +51,7 @@ def previewer(
 
 
 def _generate_sharded(
-    context: Context, adapter: Adapter, denoiser: nn.Module, requests: list[ImageRequest], prompts: Prompts
+    context: Context, adapter: Adapter, denoiser: nn.Module, requests: list[ImageRequest], prompts: Prompts | None
 ) -> None:
     """Every process has to take part in every forward of a sharded model; the main one keeps the images."""
     with tempfile.TemporaryDirectory(prefix="pogdiff-") as spare:

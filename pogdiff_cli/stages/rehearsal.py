@@ -35,7 +35,7 @@ from pogdiff_cli.stages.dataset import Dataset, load_dataset, refuse_untrainable
 from pogdiff_cli.stages.density import inverse_density, read_log_density
 from pogdiff_cli.stages.footprint import Disk, Encoded, disk_needed
 from pogdiff_cli.stages.index import read_index
-from pogdiff_cli.stages.inputs import caption_cache, load_adapter
+from pogdiff_cli.stages.inputs import caption_cache, load_adapter, text_form
 from pogdiff_cli.stages.preview import sampling_settings
 from pogdiff_cli.stages.train import objective
 
@@ -155,10 +155,11 @@ def _worst_step(
 ) -> tuple[list[HostBatch], Encoded]:
     """The batches of one step, through the road of a run, and what was encoded for them."""
     config = context.project.config
-    texts = caption_cache(context)
+    form = text_form(config)
+    texts = caption_cache(context, form)
     latents = training_data.latents(context, adapter, few, few.train_rows)
     captions = captions[: len(few.train_rows)]
-    encode_texts(texts, adapter, [*captions, ""])
+    encode_texts(texts, adapter, [*captions, ""], form=form)
     encoded = Encoded(latents=latents.folder, texts=texts.folder, images=len(few.train_rows), captions=captions)
     if config.train.method == "t2h":
         context.project.density.mkdir(parents=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pogdiff_cli.data.records import safe_folder
 from pogdiff_cli.engine.sampler import ImageRequest, batches, encode_prompts, generate, missing
-from pogdiff_cli.engine.tuning import load_final
+from pogdiff_cli.engine.tuning import base_dtype, load_final, load_final_text
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.project.atomic import atomic_file, sweep, write_text
 from pogdiff_cli.project.digests import digest_value
@@ -73,11 +73,12 @@ def _sample(context: Context, run: Run, attempt: Attempt, of: str) -> Made:
     if mine:
         folder = run.final if (run.final / "model_index.json").is_file() else backbone_folder(context)
         adapter = load_adapter(context, folder)
+        adapter.use_text_encoders(load_final_text(adapter, run.final))
         # all of them, so that a prompt's neighbours in its batch, and with them its bits, are always the same
         prompts = encode_prompts(adapter, [request.prompt for request in everything], settings, track=context.track)
         generate(
             adapter,
-            load_final(adapter, run.final),
+            load_final(adapter, run.final, dtype=base_dtype(context.project.config.train, adapter.device)),
             mine,
             settings,
             prompts=prompts,

@@ -10,7 +10,7 @@ from pogdiff_cli.engine.encode import latent_space, text_space
 from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.stages.context import Context
 from pogdiff_cli.stages.embeddings import embedding_space, open_extractor
-from pogdiff_cli.stages.inputs import backbone_digest, caption_encoder_digest
+from pogdiff_cli.stages.inputs import backbone_digest, caption_encoder_digest, text_form
 from pogdiff_cli.stages.requirements import scoring_extractors
 from pogdiff_cli.stages.road import for_run, run_names
 
@@ -52,7 +52,9 @@ def _of_model(context: Context) -> Iterator[str]:
     data = context.project.config.data
     vae = backbone_digest(context, "vae")
     yield latent_space(vae_digest=vae, resolution=data.resolution, resize=data.resize)
-    yield text_space(encoder_digest=caption_encoder_digest(context))
+    encoder = caption_encoder_digest(context)
+    yield text_space(encoder_digest=encoder)  # the text density's, whatever is trained
+    yield text_space(encoder_digest=encoder, form=text_form(context.project.config))
 
 
 def _recorded(context: Context) -> Iterator[str]:

@@ -16,7 +16,8 @@ from pogdiff_cli.engine.encode import encode_texts
 from pogdiff_cli.engine.launch import restarts
 from pogdiff_cli.engine.metrics_log import read_metrics
 from pogdiff_cli.engine.objectives import make_objective
-from pogdiff_cli.engine.trainer import Outcome, Places, Trainer
+from pogdiff_cli.engine.terms import Outcome
+from pogdiff_cli.engine.trainer import Places, Trainer
 from pogdiff_cli.engine.tuning import write_final
 from pogdiff_cli.engine.world import World
 from pogdiff_cli.errors import Exit, PogdiffError
@@ -30,7 +31,7 @@ from pogdiff_cli.stages import training_data, validation
 from pogdiff_cli.stages.caption import caption_texts
 from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, load_dataset, refuse_untrainable
-from pogdiff_cli.stages.inputs import caption_cache, input_digests, load_adapter
+from pogdiff_cli.stages.inputs import caption_cache, input_digests, load_adapter, text_form
 from pogdiff_cli.stages.preview import previewer
 
 
@@ -54,9 +55,10 @@ def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attem
     captions = caption_texts(context, dataset)
     validated = validation.heldout_rows(context, dataset)
     latents = training_data.latents(context, adapter, dataset, np.concatenate([dataset.train_rows, validated]))
-    texts = caption_cache(context)
+    form = text_form(config)
+    texts = caption_cache(context, form)
     everything = [*captions, *validation.prompts(context, dataset, validated), ""]
-    encode_texts(texts, adapter, everything, rank=world.rank, world=world.size, track=context.track)
+    encode_texts(texts, adapter, everything, form=form, rank=world.rank, world=world.size, track=context.track)
     world.together()
     texts.refresh()
     if config.train.validation_steps is None:
@@ -87,7 +89,7 @@ def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attem
     if denoiser is None:  # not the main process
         return Made()
     with atomic_folder(run.final) as folder:
-        write_final(adapter, denoiser, folder, config.train.tuning)
+        write_final(adapter, denoiser, folder, config.train.tuning, trainer.network.encoders)
     return Made(facts=_facts(context, run, dataset, batches, outcome))
 
 
