@@ -302,6 +302,39 @@ def test_a_bit_that_turned_although_size_and_time_are_the_same_is_found_and_then
     assert "fit-density" in stale(root)
 
 
+def test_an_image_whose_bytes_turned_at_the_same_size_and_time_is_named_and_left_alone(begun: Path) -> None:
+    image = the(begun, "data/images/*/*.png")
+    pogdiff("status", "-C", begun)  # remembers images where they lie
+    status = image.stat()
+    flip(image)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    before = image.read_bytes()
+    code, found = repair(begun)
+    name = image.relative_to(begun).as_posix()
+    assert (code, found[name]["done"]) == (Exit.MISSING, "left alone")
+    assert image.read_bytes() == before
+
+
+def test_stages_of_before_get_the_receipts_that_they_lack_where_their_outputs_hold(begun: Path) -> None:
+    receipts = tree(begun / "artifacts/receipts")
+    shutil.rmtree(begun / "artifacts/receipts")
+    flip(begun / "artifacts/density/vae.safetensors")
+    assert "receipts" not in pogdiff("doctor", "-C", begun).out
+    status, found = repair(begun)
+    assert (status, found["artifacts/receipts/index.json"]["done"]) == (0, "written")
+    del receipts["fit-density.json"]
+    assert tree(begun / "artifacts/receipts") == receipts
+
+
+def test_a_key_that_names_no_stage_leads_nowhere(begun: Path) -> None:
+    manifest = read_manifest(begun / "manifest.yaml")
+    manifest.runs["../../../outside"] = {"train": manifest.stages["index"]}
+    write_manifest(begun / "manifest.yaml", manifest)
+    _, found = repair(begun)
+    assert "names no stage" in found["manifest.yaml"]["detail"]
+    assert not (begun.parent / "outside").exists()
+
+
 def test_what_killed_processes_left_is_set_aside_and_their_stages_are_marked(begun: Path) -> None:
     left = [
         "artifacts/.partial-a/old/x",

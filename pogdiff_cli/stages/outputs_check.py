@@ -62,15 +62,32 @@ class Outputs:
                     advice="'pogdiff run' goes on where it stopped",
                 )
             if record.state == "done":
-                receipt = read_receipt(receipt_path(self.project, key))
-                known = receipt.files if receipt is not None and receipt.record.outputs == record.outputs else {}
-                for path, digest in record.outputs.items():
-                    yield from self._output(path, digest, known.get(path))
+                yield from self._stage(key, record)
         caption = self.manifest.record("caption")
         if caption is None or caption.state != "done":
             yield from look_at_names(self.project, None)
         if caption is None:
             yield from self._unrecorded_captions()
+
+    def _stage(self, key: str, record: StageRecord) -> Iterator[Finding]:
+        try:
+            path = receipt_path(self.project, key)
+        except ValueError as problem:
+            yield Finding(path="manifest.yaml", state="changed", detail=str(problem), advice="left alone")
+            return
+        receipt = read_receipt(path)
+        known = receipt.files if receipt is not None and receipt.record.outputs == record.outputs else {}
+        wrong = [
+            found
+            for output, digest in record.outputs.items()
+            for found in self._output(output, digest, known.get(output))
+        ]
+        yield from wrong
+        if not wrong and (receipt is None or receipt.record != record):
+            detail = "is not as written" if path.exists() else "is not there: an earlier version did not write it"
+            yield Finding(
+                path=self._relative(path), state="changed", detail=detail, remedy="receipt", files=(key,)
+            )  # what it would say holds
 
     def _output(self, path: str, expected: str, files: Mapping[str, str] | None) -> Iterator[Finding]:
         target = self.project.root / path
