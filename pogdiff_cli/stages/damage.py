@@ -83,6 +83,8 @@ def examine(
     if depth == "every byte":
         findings += turned_images(project, track=track)
     recorded = sum(len(record.outputs) for _, record in all_records(manifest) if record.state == "done")
+    worst = {finding.path: finding for finding in sorted(findings, key=lambda finding: finding.hurts)}
+    findings = [finding for finding in findings if finding is worst[finding.path]]  # one for each path
     return Examined(findings=tuple(findings), recorded=recorded, at_work=at_work)
 
 
