@@ -41,12 +41,15 @@ def tree(root: Path) -> dict[str, bytes | None]:
     }
 
 
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("there", ["new", "empty"])
-def test_after_a_crash_at_any_moment_the_same_command_ends_in_the_same_project(tmp_path: Path, there: str) -> None:
+def test_after_a_crash_at_any_moment_the_same_command_ends_in_the_same_project(
+    tmp_path: Path, there: str, step: int
+) -> None:
     make(tmp_path / "whole" / "p")
     whole = tree(tmp_path / "whole" / "p")
     projects = 0
-    for moment in range(10_000):
+    for moment in range(0, 10_000, step):
         root = tmp_path / str(moment) / "p"
         root.mkdir(parents=True) if there == "empty" else root.parent.mkdir()
         inode = root.stat().st_ino if there == "empty" else None
@@ -65,12 +68,12 @@ def test_after_a_crash_at_any_moment_the_same_command_ends_in_the_same_project(t
         if inode is not None:  # somebody may stand in it
             assert root.stat().st_ino == inode
     assert moment > 20
-    assert projects > 2
+    assert projects * step > 2
 
 
 def half_moved(root: Path) -> Path:
     """A folder whose ``init`` was killed among its moves."""
-    for moment in range(10_000):
+    for moment in range(0, 10_000, 3):
         target = root / str(moment)
         assert crash_at(target, moment) == CRASHED
         if (target / "README.md").exists():

@@ -18,6 +18,7 @@ from finished import pogdiff
 from test_crash_points import CRASHED, in_child, watched
 
 from pogdiff_cli.errors import Exit
+from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.project.locks import project_lock
 from pogdiff_cli.project.manifest import read_manifest, write_manifest
 
@@ -89,7 +90,7 @@ def test_of_a_whole_project_nothing_is_said_and_nothing_touched(root: Path) -> N
     assert tree(root) == before
     said = pogdiff("doctor", "-C", root)
     assert said.status == 0
-    assert "7 artifacts are as the manifest records them" in said.out
+    assert "10 artifacts are as the manifest records them" in said.out
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -292,14 +293,56 @@ def test_a_bit_that_turned_although_size_and_time_are_the_same_is_found_and_then
     assert stale(root) == set()
     pogdiff("doctor", "-C", root)  # remembers digests under this path
     flip(file)
-    known = json.loads(memory.read_text())
+    known = json.loads(memory.read_text())["known"]
     status = file.stat()
     known[str(file)][:-1] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-    memory.write_text(json.dumps(known))  # as if nothing had been written
+    memory.write_text(json.dumps({"digest": digest_value(known), "known": known}))  # as if nothing had been written
     assert stale(root) == set()
     assert repair(root, "--dry-run")[0] == Exit.MISSING
     assert repair(root)[1]["artifacts/density"]["done"] == "set aside"
     assert "fit-density" in stale(root)
+
+
+def test_a_log_that_was_changed_is_said_and_left_alone(root: Path) -> None:
+    log = root / "runs/pogdiff/metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 99}\n')
+    before = tree(root)
+    status, found = repair(root)
+    assert (status, set(found)) == (0, {"runs/pogdiff/metrics.jsonl"})
+    assert tree(root) == before
+
+
+def test_an_image_whose_bytes_turned_at_the_same_size_and_time_is_named_and_left_alone(begun: Path) -> None:
+    image = the(begun, "data/images/*/*.png")
+    pogdiff("status", "-C", begun)  # remembers images where they lie
+    status = image.stat()
+    flip(image)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    before = image.read_bytes()
+    code, found = repair(begun)
+    name = image.relative_to(begun).as_posix()
+    assert (code, found[name]["done"]) == (Exit.MISSING, "left alone")
+    assert image.read_bytes() == before
+
+
+def test_stages_of_before_get_the_receipts_that_they_lack_where_their_outputs_hold(begun: Path) -> None:
+    receipts = tree(begun / "artifacts/receipts")
+    shutil.rmtree(begun / "artifacts/receipts")
+    flip(begun / "artifacts/density/vae.safetensors")
+    assert "receipts" not in pogdiff("doctor", "-C", begun).out
+    status, found = repair(begun)
+    assert (status, found["artifacts/receipts/index.json"]["done"]) == (0, "written")
+    del receipts["fit-density.json"]
+    assert tree(begun / "artifacts/receipts") == receipts
+
+
+def test_a_key_that_names_no_stage_leads_nowhere(begun: Path) -> None:
+    manifest = read_manifest(begun / "manifest.yaml")
+    manifest.runs["../../../outside"] = {"train": manifest.stages["index"]}
+    write_manifest(begun / "manifest.yaml", manifest)
+    _, found = repair(begun)
+    assert "names no stage" in found["manifest.yaml"]["detail"]
+    assert not (begun.parent / "outside").exists()
 
 
 def test_what_killed_processes_left_is_set_aside_and_their_stages_are_marked(begun: Path) -> None:

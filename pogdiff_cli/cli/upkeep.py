@@ -20,9 +20,10 @@ def show_repair(session: Session, context: Context) -> int:
     for one in found.treated:
         finding = one.finding
         colour = _COLOURS[finding.state]
-        display.line(f"[{colour}]{finding.state}[/]  {escape(finding.path)}: {escape(finding.detail)}")
+        display.line(f"[{colour}]{finding.state:<12}[/]{escape(finding.path)}")
         said = "; ".join(part for part in (one.done, finding.advice) if part)
-        display.line(f"    {escape(said)}")
+        for text in (finding.detail, said):
+            display.line(f"{'':<12}{escape(text)}")
     remaining = [one.finding.path for one in found.treated if one.remains]
     hurt = any(one.finding.hurts for one in found.treated)
     if not hurt:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.project.atomic import HIDDEN
 from pogdiff_cli.project.config import Config
 from pogdiff_cli.project.digests import Digests
 from pogdiff_cli.project.loading import load_config
@@ -17,6 +18,7 @@ from pogdiff_cli.project.manifest import Manifest, read_manifest, write_manifest
 
 CONFIG_NAME = "pogdiff.yaml"
 MANIFEST_NAME = "manifest.yaml"
+BUILDING_NAME = f"{HIDDEN}init"  # where ``init`` builds a project, in the project's own folder
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
@@ -142,6 +144,12 @@ def find_root(start: Path) -> Path:
     for folder in (start.resolve(), *start.resolve().parents):
         if (folder / CONFIG_NAME).is_file():
             return folder
+    if (start / BUILDING_NAME).is_dir():
+        raise PogdiffError(
+            f"{start.resolve()} is no pogdiff project yet: 'pogdiff init' was interrupted.",
+            hint="Type the same 'pogdiff init' again.",
+            exit_code=Exit.USAGE,
+        )
     if (start / MANIFEST_NAME).is_file():
         raise PogdiffError(
             f"{start.resolve()} has lost its {CONFIG_NAME}.",

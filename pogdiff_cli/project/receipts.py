@@ -7,6 +7,7 @@ that is lost is made again from them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from pogdiff_cli.project.atomic import write_text
-from pogdiff_cli.project.digests import digest_value
+from pogdiff_cli.project.digests import Digests, digest_value
 from pogdiff_cli.project.layout import Project
 from pogdiff_cli.project.manifest import Device, Fact, Manifest, StageRecord
 
 SCHEMA = 1
+_KEY = re.compile(r"(?:runs/[A-Za-z0-9][A-Za-z0-9._-]{0,63}/)?[a-z][a-z-]*\Z")
 
 
 class Receipt(Fact):
@@ -32,14 +34,18 @@ class Receipt(Fact):
 
 
 def receipt_path(project: Project, key: str) -> Path:
-    """Where the receipt of ``caption`` or of ``runs/NAME/train`` lies."""
+    """Where the receipt of ``caption`` or of ``runs/NAME/train`` lies; ValueError for what names no stage."""
+    if not _KEY.match(key):
+        raise ValueError(f"{key!r} names no stage")
     return project.artifacts / "receipts" / f"{key}.json"
 
 
-def write_receipt(project: Project, key: str, record: StageRecord, *, devices: Sequence[Device]) -> None:
+def write_receipt(
+    project: Project, key: str, record: StageRecord, *, devices: Sequence[Device], digests: Digests
+) -> None:
     """Write it before the manifest is told: what a receipt says of files that have changed since, nobody believes."""
     folders = {path: project.root / path for path in record.outputs if (project.root / path).is_dir()}
-    files = {path: project.digests.files(folder) for path, folder in folders.items()}
+    files = {path: digests.files(folder) for path, folder in folders.items()}
     body = Receipt(key=key, record=record, devices=list(devices), files=files).model_dump(mode="json")
     write_text(receipt_path(project, key), json.dumps({"digest": digest_value(body), "receipt": body}))
 
@@ -50,7 +56,8 @@ def read_receipt(path: Path) -> Receipt | None:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
         if digest_value(values["receipt"]) != values["digest"] or values["receipt"]["schema_version"] > SCHEMA:
             return None
-        return Receipt.model_validate(values["receipt"])
+        receipt = Receipt.model_validate(values["receipt"])
+        return receipt if _KEY.match(receipt.key) else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError, ValidationError):
         return None
 

@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from pogdiff_cli.errors import Exit, PogdiffError
-from pogdiff_cli.project.atomic import HIDDEN, explained, fsync_path, write_text
-from pogdiff_cli.project.layout import CONFIG_NAME
+from pogdiff_cli.project.atomic import explained, fsync_path, write_text
+from pogdiff_cli.project.layout import BUILDING_NAME, CONFIG_NAME
 
-_STAGING = f"{HIDDEN}init"
 _CONTENT = "content"
 _PLAN = "plan.json"  # written when the content is whole: how it was asked for, and the names that are moved
 
 
 def build(root: Path, asked: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
     """Make ``root`` hold what ``fill`` writes into the folder that it is given; all of it or, at first, nothing."""
-    staging = root / _STAGING
+    staging = root / BUILDING_NAME
     with explained(root), _made(root), _alone(root):
         refuse_occupied(root, asked)
         if _plan(root, asked) is None:
@@ -48,11 +47,11 @@ def refuse_occupied(root: Path, asked: Mapping[str, Any]) -> None:
         raise PogdiffError(f"{root} is a pogdiff project already.", hint="Choose another path.", exit_code=Exit.USAGE)
     if not os.path.lexists(root):
         return
-    ours = {_STAGING, *(_plan(root, asked) or ())}
+    ours = {BUILDING_NAME, *(_plan(root, asked) or ())}
     found = {item.name for item in root.iterdir()} if root.is_dir() else {root.name}
     if found <= ours:
         return
-    begun = (root / _STAGING).is_dir() if root.is_dir() else False
+    begun = (root / BUILDING_NAME).is_dir() if root.is_dir() else False
     raise PogdiffError(
         f"{root} exists and is not an empty folder.",
         hint="An interrupted 'pogdiff init' left it so: type that command again as it was, or choose another path."
@@ -65,7 +64,7 @@ def refuse_occupied(root: Path, asked: Mapping[str, Any]) -> None:
 def _plan(root: Path, asked: Mapping[str, Any]) -> list[str] | None:
     """The names that an interrupted attempt with the same wishes was moving; None where it had not come so far."""
     try:
-        plan = json.loads((root / _STAGING / _PLAN).read_text(encoding="utf-8"))
+        plan = json.loads((root / BUILDING_NAME / _PLAN).read_text(encoding="utf-8"))
         return [str(name) for name in plan["names"]] if plan["asked"] == dict(asked) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

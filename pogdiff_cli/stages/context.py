@@ -176,7 +176,7 @@ def _run(
             "facts": made.facts,
         }
     )
-    write_receipt(project, plan.key, done, devices=context.devices.used)
+    write_receipt(project, plan.key, done, devices=context.devices.used, digests=project.digests)
     update(context, plan.key, done)
     project.digests.save()
     return Result(key=plan.key, state="done", facts=made.facts, reasons=state.reasons)

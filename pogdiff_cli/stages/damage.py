@@ -18,6 +18,7 @@ from pogdiff_cli.project.manifest import SCHEMA, Manifest
 from pogdiff_cli.project.receipts import completed
 from pogdiff_cli.stages.files_check import Files
 from pogdiff_cli.stages.finding import Finding, named
+from pogdiff_cli.stages.images_check import turned_images
 from pogdiff_cli.stages.outputs_check import Outputs, all_records
 
 Depth = Literal["quick", "every byte"]
@@ -79,7 +80,11 @@ def examine(
         reader.of(path)
     files = Files(project=project, reader=reader, depth=depth, track=track)
     findings = list(_all(outputs, files, at_work))
+    if depth == "every byte":
+        findings += turned_images(project, track=track)
     recorded = sum(len(record.outputs) for _, record in all_records(manifest) if record.state == "done")
+    worst = {finding.path: finding for finding in sorted(findings, key=lambda finding: finding.hurts)}
+    findings = [finding for finding in findings if finding is worst[finding.path]]  # one for each path
     return Examined(findings=tuple(findings), recorded=recorded, at_work=at_work)
 
 

@@ -94,10 +94,15 @@ def _files(context: Context) -> Iterator[Check]:
     examined = examine(project, facts.manifest, depth="quick", reader=project.digests, track=context.track)
     with contextlib.suppress(PogdiffError, OSError):  # a memory only
         project.digests.save()
-    findings = [*([facts.finding] if facts.finding else []), *examined.findings]
+    found = [*([facts.finding] if facts.finding else []), *examined.findings]
+    findings = [finding for finding in found if finding.remedy != "receipt"]
     for finding in findings:
         state = finding.state if finding.hurts else "noted"
         yield Check(name=finding.path, state=state, detail=finding.detail, remedy=finding.advice)
+    if facts.manifest.quarantine:
+        image, reason = next(iter(facts.manifest.quarantine.items()))
+        detail = f"{len(facts.manifest.quarantine)} images cannot be used, for instance {image}: {reason}"
+        yield Check(name="quarantine", state="noted", detail=detail)
     if examined.at_work == "somebody":
         yield Check(name="files", state="noted", detail="another command is at work: what it is writing is left out")
     if not any(finding.hurts for finding in findings):

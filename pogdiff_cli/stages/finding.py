@@ -9,12 +9,15 @@ from typing import Literal
 #: gone. leftover: of no use any more.
 State = Literal["damaged", "missing", "changed", "interrupted", "leftover"]
 #: What a repair does about it. "next run": nothing has to be done. "none": it is the user's, or not to be mended.
-Remedy = Literal["set aside", "derive", "make again", "mark", "copy", "next run", "none"]
+Remedy = Literal["set aside", "derive", "make again", "mark", "copy", "receipt", "next run", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is not as it should be. ``files``: what is set aside of it, all of it where empty."""
+    """One thing that is not as it should be.
+
+    ``files``: what is set aside of it, all of it where empty; of a receipt, its stage.
+    """
 
     path: str  # in the project
     state: State

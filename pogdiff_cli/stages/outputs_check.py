@@ -44,7 +44,7 @@ class Outputs:
         """Every file that is compared: to be read with a display of progress."""
         found: list[Path] = []
         for _, record in all_records(self.manifest):
-            for path in record.outputs if record.state == "done" else ():
+            for path in (*record.outputs, *record.logs) if record.state == "done" else ():
                 target = self.project.root / path
                 if inside(self.project.root, target):
                     found += [file for file in target.rglob("*") if file.is_file()] if target.is_dir() else [target]
@@ -62,15 +62,42 @@ class Outputs:
                     advice="'pogdiff run' goes on where it stopped",
                 )
             if record.state == "done":
-                receipt = read_receipt(receipt_path(self.project, key))
-                known = receipt.files if receipt is not None and receipt.record.outputs == record.outputs else {}
-                for path, digest in record.outputs.items():
-                    yield from self._output(path, digest, known.get(path))
+                yield from self._stage(key, record)
         caption = self.manifest.record("caption")
         if caption is None or caption.state != "done":
             yield from look_at_names(self.project, None)
         if caption is None:
             yield from self._unrecorded_captions()
+
+    def _stage(self, key: str, record: StageRecord) -> Iterator[Finding]:
+        try:
+            path = receipt_path(self.project, key)
+        except ValueError as problem:
+            yield Finding(path="manifest.yaml", state="changed", detail=str(problem), advice="left alone")
+            return
+        receipt = read_receipt(path)
+        known = receipt.files if receipt is not None and receipt.record.outputs == record.outputs else {}
+        wrong = [
+            found
+            for output, digest in record.outputs.items()
+            for found in self._output(output, digest, known.get(output))
+        ]
+        yield from wrong
+        yield from self._logs(record)
+        if not wrong and (receipt is None or receipt.record != record):
+            detail = "is not as written" if path.exists() else "is not there: an earlier version did not write it"
+            yield Finding(
+                path=self._relative(path), state="changed", detail=detail, remedy="receipt", files=(key,)
+            )  # what it would say holds
+
+    def _logs(self, record: StageRecord) -> Iterator[Finding]:
+        """What a stage wrote for people to read: nothing is computed from it, and nothing writes it again alone."""
+        for path, digest in record.logs.items():
+            target = self.project.root / path
+            found = self.reader.of(target) if inside(self.project.root, target) else digest
+            if found != digest:
+                detail = "is gone" if found is None else "is not as written"
+                yield Finding(path=path, state="changed", detail=detail, advice="the report leaves it out")
 
     def _output(self, path: str, expected: str, files: Mapping[str, str] | None) -> Iterator[Finding]:
         target = self.project.root / path

@@ -13,6 +13,7 @@ from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.project.digests import Digests
 from pogdiff_cli.project.locks import locked, project_lock
 from pogdiff_cli.project.manifest import Manifest
+from pogdiff_cli.project.receipts import write_receipt
 from pogdiff_cli.stages.context import Context
 from pogdiff_cli.stages.damage import examine, facts_of
 from pogdiff_cli.stages.finding import Finding
@@ -52,6 +53,7 @@ _WORDS = {
     "make again": "made again",
     "mark": "marked as not finished",
     "copy": "copied",
+    "receipt": "written",
     "next run": "left to the next run",
     "none": "left alone",
 }
@@ -70,7 +72,7 @@ def _repaired(context: Context, aside: Aside | None) -> Repaired:
     project = context.project
     facts = facts_of(project)
     reader = Digests(project.cache / "digests.json", trust="nothing")
-    hands = None if aside is None else _Hands(context, aside, facts.manifest)
+    hands = None if aside is None else _Hands(context, aside, facts.manifest, reader)
     treated = []
     if facts.finding is not None:
         treated.append(_treat(facts.finding, hands))
@@ -100,14 +102,15 @@ def _treat(finding: Finding, hands: _Hands | None) -> Treated:
 class _Hands:
     """What repairs do to the disk: each is one rename, or one file that is replaced whole."""
 
-    def __init__(self, context: Context, aside: Aside, manifest: Manifest) -> None:
+    def __init__(self, context: Context, aside: Aside, manifest: Manifest, reader: Digests) -> None:
         self._context, self._project = context, context.project
-        self._aside, self._manifest = aside, manifest
+        self._aside, self._manifest, self._reader = aside, manifest, reader
         self._by_remedy: dict[str, Callable[[Finding], None]] = {
             "set aside": self._set_aside,
             "derive": self._derive_names,
             "make again": self._make_manifest,
             "mark": self._mark,
+            "receipt": self._write_receipt,
             "copy": lambda finding: self._aside.copy(self._project.root / finding.path, finding.detail),
         }
 
@@ -136,6 +139,13 @@ class _Hands:
             if self._project.manifest_path.exists():
                 self._aside.take(self._project.manifest_path, finding.detail)
             self._project.write_manifest(self._manifest)
+
+    def _write_receipt(self, finding: Finding) -> None:
+        for key in finding.files:
+            record = self._manifest.record(key)
+            if record is not None:
+                devices = [device for device in self._manifest.devices if device.name in record.devices]
+                write_receipt(self._project, key, record, devices=devices, digests=self._reader)
 
     def _mark(self, finding: Finding) -> None:
         with self._manifest_lock():

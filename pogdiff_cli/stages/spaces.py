@@ -34,7 +34,8 @@ def each_run(context: Context) -> Iterator[tuple[str, Context]]:
 
 def spaces(context: Context, there: set[str]) -> Spaces:
     """Those of ``there`` that are read by some run, or by the index."""
-    used, unknown = set(_recorded(context)), {}
+    used = set(_recorded(context))
+    unknown: dict[str, str] = {}
     for _, one in each_run(context):
         try:
             used |= set(_of_model(one))
