@@ -96,12 +96,12 @@ class Target:
 
 
 _RUN = "runs/*"
-_STAGES = ("status", "run", "run")
+_STAGES = ("status", "run", "run", "repair")
 TARGETS: dict[str, Target] = {
     "manifest": Target(
         files="manifest.yaml",
         called=("manifest.yaml",),
-        commands=("status", "run", "resume", "sample", "evaluate", "report", "compare", "export", "doctor"),
+        commands=("status", "run", "resume", "sample", "evaluate", "report", "compare", "export", "doctor", "repair"),
     ),
     "captions": Target(
         files="artifacts/captions.jsonl",
@@ -120,10 +120,15 @@ TARGETS: dict[str, Target] = {
     "density": Target(
         files="artifacts/density/*", called=("artifacts/density",), commands=(*_STAGES, "resume", "report", "dry-run")
     ),
+    "receipts": Target(
+        files="artifacts/receipts/**/*.json",
+        called=("receipts",),
+        commands=("status", "run", "doctor", "repair", "repair"),
+    ),
     "tensor caches": Target(
         files="artifacts/cache/*/*/*.safetensors",
         called=("artifacts/cache",),
-        commands=("train anew", "index anew", "density anew", "evaluate anew", "report"),
+        commands=("train anew", "index anew", "density anew", "evaluate anew", "report", "repair"),
     ),
     "digests": Target(
         files="artifacts/cache/*.json*",
@@ -133,7 +138,7 @@ TARGETS: dict[str, Target] = {
     "checkpoints": Target(
         files=f"{_RUN}/checkpoints/*/*",
         called=("checkpoint-",),
-        commands=("status", "run", "resume", "resume", "resume"),
+        commands=("status", "run", *("resume",) * 3, "repair"),
     ),
     "final": Target(
         files=f"{_RUN}/final/**/*",
@@ -263,6 +268,7 @@ class Action:
     words: tuple[str, ...]
     results: tuple[str, ...]  # globs whose contents have to be those of the undamaged project
     before: Callable[[Path, str], None] = lambda root, run: None
+    after: tuple[str, ...] = ()  # a further command
 
 
 def _unfinished(root: Path, run: str) -> None:
@@ -284,6 +290,9 @@ ACTIONS: dict[str, Action] = {
     "doctor": Action(words=("doctor",), results=()),
     "inspect": Action(words=("inspect",), results=()),
     "run": Action(words=("run",), results=(_CAPTIONS, _ARTIFACTS, _FINALS, _SAMPLES, _SCORES)),
+    "repair": Action(
+        words=("doctor", "--repair"), results=(_CAPTIONS, _ARTIFACTS, _FINALS, _SAMPLES, _SCORES), after=("run",)
+    ),
     "resume": Action(words=("train", "--name", "{run}"), results=(_FINALS, "runs/*/metrics.jsonl"), before=_unfinished),
     "train anew": Action(words=("train", "--name", "{run}", "--force"), results=(_FINALS,)),
     "dry-run": Action(words=("train", "--name", "{run}", "--dry-run"), results=()),
@@ -310,7 +319,12 @@ def run_of(damage: Damage) -> str:
 
 def act(root: Path, action: str, run: str) -> Outcome:
     words = [word.format(run=run, root=root) for word in ACTIONS[action].words]
-    return pogdiff(words[0], "-C", root, *words[1:])
+    first = pogdiff(words[0], "-C", root, *words[1:])
+    after = ACTIONS[action].after
+    if not after:
+        return first
+    last = pogdiff(after[0], "-C", root, *after[1:])
+    return Outcome(status=last.status, out=first.out + last.out, err=first.err + last.err)
 
 
 Results = Mapping[str, str]
@@ -371,7 +385,9 @@ class Oracle:
         names = any(name in outcome.err + outcome.out for name in (*target.called, Path(damage.files[0]).name))
         if outcome.status != 0:
             assert names, f"the message does not name the file\n{told}"
-            assert len(outcome.err.strip().splitlines()) >= 2, f"the message does not say what to do\n{told}"
+            assert len((outcome.err + outcome.out).strip().splitlines()) >= 2, (
+                f"the message does not say what to do\n{told}"
+            )
             return "detected"
         found = results(root, damage.command, run, outcome)
         if damage.command == "status":
@@ -386,7 +402,7 @@ class Oracle:
     def _judged_status(self, damage: Damage, outcome: Outcome, names: bool, told: str) -> str:
         """Says what is not up to date; what no stage reads it need not know of."""
         stale = "changed" in outcome.out or "missing" in outcome.out or "has not been run" in outcome.out
-        if damage.target in ("tensor caches", "digests", "checkpoints", "logs", "resolved configuration"):
+        if damage.target in ("tensor caches", "digests", "receipts", "checkpoints", "logs", "resolved configuration"):
             assert not stale, f"status is wrong\n{told}"
             return "as before"
         known = damage.target != "evaluation" or damage.files[0].endswith("scores.json")

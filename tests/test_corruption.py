@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 from corruption import TARGETS, Damage, Oracle, drawn, finished, inflict
 
-DEAR = {"run", "report", "resume", "train anew", "sample anew", "dry-run", "density anew", "rate"}  # some seconds each
+DEAR = {
+    "run",
+    "repair",
+    "report",
+    "resume",
+    "train anew",
+    "sample anew",
+    "dry-run",
+    "density anew",
+    "rate",
+}  # some seconds each
 
 
 @pytest.fixture(scope="module")
