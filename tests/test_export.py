@@ -26,6 +26,8 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Adapter, FamilyOptions, Guidance
 from pogdiff_cli.models.families import open_backbone
 from pogdiff_cli.models.original_names import unet_name
+from pogdiff_cli.report.model_card import CardFacts, model_card
+from pogdiff_cli.stages.export import licence_of
 
 CPU = torch.device("cpu")
 FLOWS = ("sd3", "flux")
@@ -231,3 +233,32 @@ def test_the_card_has_the_licence_and_the_results(project: TinyProject, tiny_sd:
     value = scores["groups"]["few"]["metrics"]["similarity"]["value"]
     assert f"{value:.3f}" in card
     assert "few" in card
+
+
+@pytest.mark.parametrize(
+    ("front", "named", "written"),
+    [
+        ("license: openrail++", "openrail++", {"license": "openrail++"}),
+        (
+            "license: other\nlicense_name: stabilityai-ai-community\nlicense_link: LICENSE.md",
+            "stabilityai-ai-community",
+            {"license": "other", "license_name": "stabilityai-ai-community"},
+        ),
+        (
+            "license: other\nlicense_name: flux-1-dev-non-commercial-license",
+            "flux-1-dev-non-commercial-license",
+            {"license": "other", "license_name": "flux-1-dev-non-commercial-license"},
+        ),
+    ],
+)
+def test_licences_of_published_bases_keep_their_names(
+    front: str, named: str, written: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{front}\ntags:\n- text-to-image\n---\n# A model\n")
+    assert licence_of(tmp_path) == named
+    facts = CardFacts(
+        title="x", base="b", licence=named, family="f", tuning="full", data={"a": "b"}, training={"a": "b"}, scores=None
+    )
+    found = yaml.safe_load(model_card(facts).split("---")[1])
+    assert {key: value for key, value in found.items() if key.startswith("license")} == written
+    assert f"`{named}`" in model_card(facts)

@@ -13,10 +13,16 @@ _NEVER_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 _WITH_WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
+#: Of a published pipeline: its card (for the licence), configurations, tokenizers and weights in full precision.
+_FETCHED = ("README.md", "*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
+#: Weights again in half precision (in shards, too), without averaging, in other layouts; and what is never loaded.
+_NOT_FETCHED = ("*.fp16*", "*.non_ema*", "safety_checker/*", "text_encoders/*", "vae_1_0/*")
+
+
 def fetch_command(name: str) -> str:
     """What to type to have a hub model's configuration and safetensors on this machine."""
-    kept = " ".join(f"--include '{pattern}'" for pattern in ("*.json", "*/*.txt", "*/*.model", "*/*.safetensors"))
-    left_out = " ".join(f"--exclude '{pattern}'" for pattern in ("*.fp16.safetensors", "*.non_ema.safetensors"))
+    kept = " ".join(f"--include '{pattern}'" for pattern in _FETCHED)
+    left_out = " ".join(f"--exclude '{pattern}'" for pattern in _NOT_FETCHED)
     return f"hf download {name} {kept} {left_out}"
 
 

@@ -10,6 +10,18 @@ import yaml
 from pogdiff_cli.metrics.scores import Scores
 from pogdiff_cli.report.tables import Table, summary_table, to_markdown
 
+#: Identifiers of model hubs for licences that text-to-image models are published under.
+_KNOWN = (
+    "apache-2.0",
+    "mit",
+    "creativeml-openrail-m",
+    "openrail++",
+    "openrail",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+    "cc0-1.0",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
@@ -30,7 +42,7 @@ def model_card(facts: CardFacts) -> str:
     tags = ["text-to-image", "diffusers", "pogdiff", *(["lora"] if facts.tuning == "lora" else [])]
     front = {"base_model": facts.base, "library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": tags}
     if facts.licence is not None:
-        front["license"] = facts.licence
+        front |= _hubs_licence(facts.licence)
     licence = "Its folder names no licence; see where the base comes from."
     if facts.licence is not None:
         licence = f"The base's licence, as its folder gives it: `{facts.licence}`. It holds for these weights too."
@@ -49,6 +61,11 @@ def model_card(facts: CardFacts) -> str:
         f"## Results\n\n{results}",
     ]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _hubs_licence(name: str) -> dict[str, str]:
+    """Hubs know the usual licences by name; every other is called "other", and has its own name beside."""
+    return {"license": name} if name in _KNOWN else {"license": "other", "license_name": name}
 
 
 def _pairs(values: Mapping[str, str]) -> str:

@@ -141,14 +141,17 @@ def _facts(context: Context, run: Run, family: str) -> CardFacts:
 
 
 def licence_of(folder: Path) -> str | None:
-    """The licence that a model's own card names in its front matter."""
+    """The licence that a model's own card names in its front matter: by its own name where hubs call it "other"."""
     card = folder / "README.md"
     if not card.is_file():
         return None
     text = card.read_text(encoding="utf-8", errors="replace")[:100_000]
-    found = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    named = re.search(r"^license(?:_name)?:\s*[\"']?([\w.+-]+)", found[1], re.MULTILINE) if found else None
-    return named[1] if named else None
+    front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    for key in ("license_name", "license"):
+        named = re.search(rf"^{key}:\s*[\"']?([\w.+-]+)", front[1] if front else "", re.MULTILINE)
+        if named:
+            return named[1]
+    return None
 
 
 def _size(path: Path) -> int:

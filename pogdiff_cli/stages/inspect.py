@@ -38,7 +38,7 @@ def run(context: Context) -> dict[str, Any]:
         many_at_least=data.many_at_least,
         near_duplicates=_near_duplicates(context, records, found),
         names=read_names(context) if project.names.is_file() else None,
-        **({} if adapter is None else {"tokens": adapter.count_tokens, "token_limit": adapter.token_limit}),
+        **_limit(adapter),
     )
     if data.resize == "bucket":
         facts["buckets"] = _buckets(context, records, found, 8 if adapter is None else adapter.side_multiple)
@@ -56,6 +56,10 @@ def _buckets(context: Context, records: Records, found: Scan, multiple: int) -> 
     shown = {"x".join(map(str, sizes[number])): int(counts[number]) for number in order}
     context.say("Aspect buckets: " + ", ".join(f"{size} ({count})" for size, count in shown.items()) + ".")
     return shown
+
+
+def _limit(adapter: Adapter | None) -> dict[str, Any]:
+    return {} if adapter is None else {"tokens": adapter.count_tokens, "token_limit": adapter.token_limit}
 
 
 def _near_duplicates(context: Context, records: Records, found: Scan) -> list[list[str]]:
