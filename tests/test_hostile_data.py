@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -13,13 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from badfiles import encoded, photo
+from badfiles import encoded, photo, write_corpus
 from badweights import code
 from conftest import TinyProject
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pogdiff_cli.data.images import IMAGE_SUFFIXES
 from pogdiff_cli.data.metadata import MAX_LINE, clean_text
 from pogdiff_cli.data.paths import BadPath, Folder, relative_path
 from pogdiff_cli.data.rating_answers import BadExport, read_export
@@ -496,3 +499,39 @@ def test_any_answers_are_read_or_refused(tmp_path: Path, content: bytes) -> None
         return
     assert all(isinstance(value, int) for value in export.answers.values())
     assert export.rater.strip()
+
+
+# images, on their way into a project
+
+
+def test_bad_images_are_set_aside_before_training_and_counted(project: TinyProject, pictures: Path) -> None:
+    """Every bad file of the corpus beside good ones: in the manifest with its reason, and trained on by nobody."""
+    corpus = write_corpus(project.root / "corpus")
+    folder = Path(shutil.copytree(pictures, project.root / "pictures")) / "Ada Lovelace"
+    project = project.configure("data.images=pictures")
+    bad = {name: reason for name, reason in corpus.bad.items() if (corpus.root / name).is_file()}
+    bad = {name: reason for name, reason in bad.items() if Path(name).suffix in IMAGE_SUFFIXES}
+    before = json.loads(project("inspect", "--json").out)
+    for name in bad:
+        (folder / name).write_bytes((corpus.root / name).read_bytes())
+    said = project("index", "--gpus", "none", "--set", "data.max_unreadable=0.9")
+    assert said.status == 0, said.err
+    assert f"{len(bad)} images cannot be used" in said.err
+    quarantine = read_manifest(project.root / "manifest.yaml").quarantine
+    assert {Path(name).name for name in quarantine} == set(bad)
+    assert all(bad[Path(name).name] in reason for name, reason in quarantine.items())
+    rows = np.load(project.root / "artifacts" / "index" / "neighbours.npy", allow_pickle=False)
+    assert len(rows) == before["train_images"]
+    after = json.loads(project("inspect", "--json", "--set", "data.max_unreadable=0.9").out)
+    assert after["train_images"] == before["train_images"]
+    assert len(after["unreadable"]) == len(bad)
+    refused = project("index", "--gpus", "none")
+    assert refused.status == Exit.DATA
+    assert f"{len(bad)} of {len(bad) + before['images']} images cannot be used" in refused.err
+
+
+@pytest.mark.parametrize("text", ["1e999", "-1e999", "9" * 400 + ".0"])
+def test_a_number_beyond_all_numbers_is_refused(text: str) -> None:
+    with pytest.raises(PogdiffError, match=r"<text>:2: .* is larger than any number"):
+        parse_yaml(f"a: 1\nb: {text}\n")
+    assert parse_yaml("b: -.inf").values == {"b": float("-inf")}
