@@ -224,7 +224,6 @@ def test_a_processor_that_wants_a_million_pixels_a_side_is_refused(vit: Path) ->
     [
         {"model_args": {"checkpoint_path": "model.pth"}},
         {"model_args": {"pretrained_cfg": {"file": "model.pth"}}},
-        {"model_args": ["checkpoint_path"]},
         {"architecture": "hf-hub:someone/else"},
         {"architecture": "local-dir:/elsewhere"},
     ],

@@ -86,7 +86,7 @@ def read_weights(component: Path) -> dict[str, Tensor]:
     for path in sorted(component.glob("*.safetensors")):
         if ".fp16." in path.name or ".non_ema." in path.name:
             continue
-        with safe_open(path, framework="pt") as file:
+        with read_from(path.parent, "weights"), safe_open(path, framework="pt") as file:
             weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     return weights
 
