@@ -52,7 +52,7 @@ KILL = (
     _(
         "kill",
         "checkpoints of other settings are not gone on with",
-        "engine/trainer.py",
+        "engine/resuming.py",
         'if snapshot.state.get("fingerprint") != self.fingerprint:',
         "if False:",
         "test_engine.py::test_checkpoints_of_other_settings_are_not_gone_on_with",
@@ -75,11 +75,11 @@ KILL = (
     ),
     _(
         "kill",
-        "a caption torn by a kill is cut off before the next is written",
-        "data/captions.py",
+        "a line torn by a kill is cut off before the next is written",
+        "project/line_log.py",
         '        self._file.truncate(content.rfind(b"\\n") + 1)\n',
         "",
-        "test_captions.py::test_a_line_torn_at_any_byte_is_ignored_and_written_anew",
+        "test_captions.py::test_an_answer_torn_at_any_byte_is_ignored_and_written_anew",
     ),
     _(
         "kill",
@@ -93,19 +93,11 @@ KILL = (
         "kill",
         "sampling makes only the images that are not there",
         "engine/sampler.py",
-        "return [request for request in requests if not request.path.is_file()]",
+        "return [request for request in requests if not bears(request.path, request.stamp)]",
         "return list(requests)",
         "test_road.py::test_a_stage_run_twice_says_that_it_is_up_to_date",
         "test_road.py::test_two_runs_are_compared_and_reported",
         "test_road.py::test_train_and_evaluate_as_typed_bring_up_to_date_what_comes_first",
-    ),
-    _(
-        "kill",
-        "a judge's answers are on the disk before they count",
-        "metrics/judge_log.py",
-        '        self._file.truncate(content.rfind(b"\\n") + 1)\n        os.fsync',
-        "        os.fsync",
-        "test_judge.py",
     ),
     _(
         "kill",
@@ -122,6 +114,34 @@ KILL = (
         "if zlib.crc32(np.ascontiguousarray(out[place]).data) != expected[row]:",
         "if False:",
         "test_cache.py::test_any_flipped_bit_of_a_large_cache_is_found_at_the_latest_when_it_is_read",
+    ),
+)
+
+KILL = (
+    *KILL,
+    _(
+        "kill",
+        "images that are damaged or another's are told from whole ones",
+        "engine/stamps.py",
+        """    return (b"tEXt", f"{_KEYWORD}\\0{stamp}".encode()) in chunks\n""",
+        "    return True\n",
+        "test_integrity.py::test_exchanged_pictures_are_missing_and_their_batches_are_made_as_before",
+    ),
+    _(
+        "kill",
+        "what a stage wrote is held against its digest before it is read",
+        "project/integrity.py",
+        "            if now != digest:\n",
+        "            if False:\n",
+        "test_integrity.py::test_a_changed_output_is_named_with_the_command_that_makes_it_again",
+    ),
+    _(
+        "kill",
+        "the manifest is held against its own digest",
+        "project/manifest.py",
+        "    if isinstance(values, dict) and _DIGEST in values and values.pop(_DIGEST) != digest_value(values):\n",
+        "    if isinstance(values, dict) and values.pop(_DIGEST, None) is False:\n",
+        "test_integrity.py::test_any_flipped_bit_of_a_manifest_is_noticed_or_changes_no_fact",
     ),
 )
 
@@ -202,8 +222,8 @@ WRITER = (
         "writer",
         "the holder says who it is",
         "project/locks.py",
-        '        holder.write_text(json.dumps(facts), encoding="utf-8")\n',
-        "",
+        "        _sign(holder, command)\n        yield\n",
+        "        yield\n",
         "test_locks.py::test_a_second_writer_is_told_who_holds_the_lock",
     ),
     _(
@@ -213,6 +233,14 @@ WRITER = (
         "        locked(lock, f\"The stage '{plan.key}' of {project.root.name}\", context.command),\n",
         "",
         "test_cli.py::test_a_stage_that_another_command_works_on_is_left_alone",
+    ),
+    _(
+        "writer",
+        "what puts the project in order is alone in it",
+        "project/locks.py",
+        '        if not _taken(descriptor, fcntl.LOCK_SH if mode == "shared" else fcntl.LOCK_EX):\n',
+        "        if False:\n",
+        "test_repair.py::test_no_stage_starts_during_a_repair",
     ),
     _(
         "writer",
@@ -514,6 +542,14 @@ PATHS = (
     ),
     _(
         "paths",
+        "a manifest names nothing outside the project",
+        "project/manifest.py",
+        '            if path.startswith("/") or ".." in path.split("/"):\n',
+        "            if False:\n",
+        "test_manifest.py::test_a_damaged_manifest_is_refused_at_the_place_of_the_damage",
+    ),
+    _(
+        "paths",
         "run names are plain",
         "project/config.py",
         "            if not RUN_NAME.match(name):\n",
@@ -629,7 +665,7 @@ YAML = (
         "project/yaml_reader.py",
         "        if _SURROGATE.search(text):\n",
         "        if False:\n",
-        _ANY,
+        "test_hostile_data.py::test_half_a_character_is_refused",
     ),
     _(
         "yaml",

@@ -535,3 +535,10 @@ def test_a_number_beyond_all_numbers_is_refused(text: str) -> None:
     with pytest.raises(PogdiffError, match=r"<text>:2: .* is larger than any number"):
         parse_yaml(f"a: 1\nb: {text}\n")
     assert parse_yaml("b: -.inf").values == {"b": float("-inf")}
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '{"\\udfff": 1}'])
+def test_half_a_character_is_refused(text: str) -> None:
+    """It could be written into no file again."""
+    with pytest.raises(PogdiffError, match="<text>:2: half of a surrogate pair"):
+        parse_yaml(f"a: 1\nb: {text}\n")
