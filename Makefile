@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all check bench install
+.PHONY: demo test test-all test-offline check bench install
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,11 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+# where there is no network but loopback (Linux); TESTS=tests/test_endpoint.py for some of them
+TESTS ?= -m "not slow$(WITHOUT_BROWSER)"
+test-offline: install
+	$(BIN)/python tests/offline.py $(TESTS)
 
 check: test
 

@@ -15,7 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+# the same examples in every run; HYPOTHESIS_PROFILE=wide searches further ones
+settings.register_profile("fast", derandomize=True, database=None, deadline=None)
+settings.register_profile("wide", max_examples=2000, database=None, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 #: Images of each identity: one of the many, one medium, two of the few (with TINY's bounds).
 COUNTS = {"Ada Lovelace": 6, "Alan Turing": 4, "Grace Hopper": 2, "Katherine Johnson": 2}

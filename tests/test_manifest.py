@@ -16,6 +16,7 @@ TRICKY = st.sampled_from(
     ["1e-5", "1e5", "no", "0123", "12:30:45", "<script>alert(1)</script>", "a\nb", "\x85", "~", "null", "true", ""]
 )
 TEXT = st.text(max_size=20) | TRICKY
+INSIDE = TEXT.filter(lambda path: not path.startswith("/") and ".." not in path.split("/"))
 FINITE = st.floats(allow_nan=False, allow_infinity=False)  # facts are JSON values
 SCALAR = TEXT | st.none() | st.booleans() | st.integers(-(2**70), 2**70) | FINITE
 VALUE = SCALAR | st.lists(SCALAR, max_size=3) | st.dictionaries(TEXT, SCALAR, max_size=3)
@@ -25,7 +26,7 @@ RECORD = st.builds(
     state=st.sampled_from(["running", "done", "failed"]),
     parameters=st.dictionaries(TEXT, VALUE, max_size=3),
     inputs=st.dictionaries(TEXT, TEXT, max_size=3),
-    outputs=st.dictionaries(TEXT, TEXT, max_size=3),
+    outputs=st.dictionaries(INSIDE, TEXT, max_size=3),
     devices=st.lists(TEXT, max_size=2),
     duration_seconds=st.floats(0, 1e9),
     facts=st.dictionaries(TEXT, VALUE, max_size=3),
@@ -73,6 +74,8 @@ def test_a_manifest_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         ("stages: {caption: {command: x, state: finished}}\n", "stages.caption.state"),
         ("stages: {caption: {state: done}}\n", "stages.caption.command"),
         ("stages: {caption: {command: x, state: done, outputs: [a]}}\n", "stages.caption.outputs"),
+        ("stages: {caption: {command: x, state: done, outputs: {../../x: a}}}\n", "stages.caption.outputs"),
+        ("stages: {caption: {command: x, state: done, logs: {/etc/passwd: a}}}\n", "stages.caption.logs"),
         ("runs: 3\n", "runs"),
         ("unheard_of: 1\n", "unheard_of"),
         ("schema_version: old\n", "schema_version"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -105,7 +106,7 @@ def _ended(session: Session, problem: BaseException) -> int:
 
         return ended(session, problem)
     if isinstance(problem, (click.exceptions.Exit, click.ClickException)):
-        return _ended_by_click(problem)
+        return _ended_by_click(session, problem)
     if isinstance(problem, PogdiffError):
         session.display.error(problem)
         return problem.exit_code
@@ -124,8 +125,10 @@ def _ended(session: Session, problem: BaseException) -> int:
     return Exit.FAILURE
 
 
-def _ended_by_click(problem: click.exceptions.Exit | click.ClickException) -> int:
+def _ended_by_click(session: Session, problem: click.exceptions.Exit | click.ClickException) -> int:
     if isinstance(problem, click.exceptions.Exit):
         return int(problem.exit_code)
-    problem.show()
+    said = io.StringIO()
+    problem.show(file=said)
+    session.display.refusal(said.getvalue())
     return Exit.USAGE

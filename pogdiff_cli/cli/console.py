@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pogdiff_cli.cli.inert import InertConsole, inert, inert_json
 from pogdiff_cli.errors import PogdiffError
 
 T = TypeVar("T")
@@ -25,8 +25,8 @@ class Display:
     def __init__(self, *, json_output: bool = False, verbosity: int = 0) -> None:
         self.json_output = json_output
         self.verbosity = verbosity
-        self._err = Console(stderr=True, highlight=False)
-        self._out = Console(highlight=False, soft_wrap=False)
+        self._err = InertConsole(stderr=True, highlight=False)
+        self._out = InertConsole(highlight=False, soft_wrap=False)
         self._progress: Progress | None = None
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
@@ -51,11 +51,16 @@ class Display:
     def emit(self, value: Mapping[str, Any]) -> None:
         """The whole result as JSON, with --json alone."""
         if self.json_output:
-            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+            sys.stdout.write(inert_json(text) + "\n")
 
     def text(self, content: str) -> None:
-        """A whole document, as it is: for a file or another program."""
-        sys.stdout.write(content)
+        """A whole document, for a file or another program."""
+        sys.stdout.write(inert(content))
+
+    def refusal(self, message: str) -> None:
+        """What the parser of the command line says is wrong with it."""
+        sys.stderr.write(inert(message))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; left out with --json. Columns after the first are aligned right."""

@@ -30,6 +30,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "PPM": (".ppm", ".pgm", ".pnm", ".pbm"),
 }
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+MAX_ASPECT = 64  # sides' ratio: scaled to a model's size, a thread of pixels would fill the memory
 MAX_FILE = 512 * 1024**2  # bytes: an image of the largest size that Pillow decodes, uncompressed
 _WHITE = (255, 255, 255)
 _open_lock = threading.Lock()  # warning filters are global: two threads must not swap them at once
@@ -71,6 +72,7 @@ def decode_bytes(data: bytes, name: str) -> Decoded:
     """Decode the bytes of the file ``name``: content decides the format, the ending is only compared."""
     try:
         with _open(data) as image:
+            _refuse_threads(image)
             notes = _format_notes(image, name)
             # verify() passes truncated files: only decoding every pixel of them finds out
             image.load()
@@ -92,6 +94,11 @@ def _open(data: bytes) -> Image.Image:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(BytesIO(data), formats=[name for name in FORMATS if name != "MPO"])
+
+
+def _refuse_threads(image: Image.Image) -> None:
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise BadImage(f"{image.width} x {image.height} pixels: one side is over {MAX_ASPECT} times the other")
 
 
 def _format_notes(image: Image.Image, name: str) -> tuple[str, ...]:

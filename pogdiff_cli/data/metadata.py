@@ -9,12 +9,14 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pogdiff_cli.errors import Exit, PogdiffError
 
 COLUMNS = ("file_name", "identity", "text", "split")
 MAX_IDENTITY = 200  # characters
+MAX_LINE = 1024**2  # bytes of a line: more is no line of metadata
+_PARQUET_ROWS = 4096  # at a time: a dictionary lets a small file promise long texts
 _ALIASES = ("filename", "file", "image", "image_path", "path", "img")  # what other tools call file_name
 
 
@@ -57,7 +59,9 @@ class Line:
     def required(self, column: str) -> str:
         """The value to the letter: a file name is not normalised."""
         value = self.values.get(column)
-        if not isinstance(value, str):
+        if value is not None and not isinstance(value, str):
+            raise self.error(f"{column} is {type(value).__name__}, not text.")
+        if value is None:
             raise self.error(f"column {column!r} is missing.", hint=_did_you_mean(column, self.values))
         return value
 
@@ -87,6 +91,7 @@ def metadata_lines(path: Path) -> Iterator[Line]:
     for line in reader(path):
         columns = tuple(line.values)
         if columns not in seen:
+            _refuse_unprintable(line)
             _refuse_misspelt(line)
             seen.add(columns)
         yield line
@@ -96,8 +101,11 @@ def _jsonl(path: Path) -> Iterator[Line]:
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     # split at b"\n" alone: text may hold U+2028, at which str.splitlines would break
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        # never more than a line's length at a time, however long the file says that its line is
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
             line = Line(where=f"{path}:{number}", values={})
+            if len(raw) > MAX_LINE:
+                raise line.error(f"a line of more than {MAX_LINE} bytes.", hint="One object a line.")
             content = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             if not content.strip():
                 continue
@@ -121,7 +129,7 @@ def _csv(path: Path) -> Iterator[Line]:
     number = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(_short_lines(file, path), strict=True)
             header = [column.strip() for column in next(reader, [])]
             if len(set(header)) != len(header):
                 raise PogdiffError(f"{path}:1: a column stands twice.", exit_code=Exit.DATA)
@@ -144,6 +152,13 @@ def _csv(path: Path) -> Iterator[Line]:
         ) from error
 
 
+def _short_lines(file: TextIO, path: Path) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), start=1):
+        if len(line) > MAX_LINE:
+            raise PogdiffError(f"{path}:{number}: a line of more than {MAX_LINE} characters.", exit_code=Exit.DATA)
+        yield line
+
+
 def _parquet(path: Path) -> Iterator[Line]:
     try:
         import pyarrow
@@ -154,12 +169,15 @@ def _parquet(path: Path) -> Iterator[Line]:
         ) from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) != len(names):
+                raise PogdiffError(f"{path}: a column stands twice.", exit_code=Exit.DATA)
             number = 0
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
                 for values in batch.to_pylist():
                     number += 1
                     yield Line(where=f"{path}: row {number}", values=values)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
         raise PogdiffError(f"{path} cannot be read as Parquet: {error}.", exit_code=Exit.DATA) from error
 
 
@@ -169,6 +187,14 @@ def _did_you_mean(column: str, values: Mapping[str, Any]) -> str:
     if near:
         return f"Did you mean to call {near[0]!r} {column!r}?"
     return f"The columns are {', '.join(COLUMNS)}; this line has {', '.join(values) or 'none'}."
+
+
+def _refuse_unprintable(line: Line) -> None:
+    for column in line.other_columns:
+        try:
+            clean_text(column)
+        except ValueError as error:
+            raise line.error(f"the column {column!r} {error}.") from error
 
 
 def _refuse_misspelt(line: Line) -> None:

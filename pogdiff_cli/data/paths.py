@@ -11,7 +11,8 @@ from pathlib import Path
 
 MAX_COMPONENT = 255  # bytes: the limit of the usual file systems
 MAX_PATH = 1024
-_HASHED = re.compile(r".*-[0-9a-f]{8}\Z")
+_HASH = 16  # hex digits: names of one script without ASCII all share their slug, and 8 digits meet by chance
+_HASHED = re.compile(rf".*-[0-9a-f]{{{_HASH}}}\Z")
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])\Z")
 
 
@@ -91,15 +92,17 @@ def _reason(error: OSError) -> str:
 
 
 def safe_folder(identity: str) -> str:
-    """The identity itself where it is a safe folder name, else a slug and 8 hex digits of its SHA-256.
+    """The identity itself where it is a safe folder name, else a slug and 16 hex digits of its SHA-256.
 
     Different identities get different folders; the name has neither separators nor leading dots nor more than
     64 characters.
     """
     ascii_form = unicodedata.normalize("NFKD", identity).encode("ascii", "ignore").decode("ascii")
-    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", ascii_form).strip("-._")[:48].strip("-._")
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", ascii_form).strip("-._")[:47].strip("-._")
     # a name that already ends as a hashed one does would let two identities meet
     if slug and slug == identity and not _RESERVED.match(slug.split(".")[0]) and not _HASHED.match(slug):
         return identity
-    digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    if _RESERVED.match(slug.split(".")[0]):  # what follows a dot does not free such a name
+        slug = slug.replace(".", "-")
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH]
     return f"{slug or 'identity'}-{digest}"

@@ -172,6 +172,8 @@ class _Builder:
                     hint="Add an 'identity' column, or put the image into a folder named after its identity.",
                 )
             identity = clean_text(parts[0])
+        if not any(character.isprintable() for character in identity):
+            raise line.error("identity shows nothing: it is made of invisible characters.")
         if len(identity) > MAX_IDENTITY:
             raise line.error(f"identity is longer than {MAX_IDENTITY} characters.", hint="Is it a caption?")
         return identity

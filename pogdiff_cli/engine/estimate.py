@@ -14,6 +14,7 @@ from pogdiff_cli.engine.text_tuning import add_text_lora
 from pogdiff_cli.engine.tuning import base_dtype, prepare
 from pogdiff_cli.models.backbone import Backbone
 from pogdiff_cli.models.families import family_of
+from pogdiff_cli.models.foreign import read_from
 from pogdiff_cli.models.weights import component_classes, read_json
 from pogdiff_cli.project.config import TrainConfig
 
@@ -85,7 +86,7 @@ def _trained_text(folder: Path, family: type[Backbone], train: TrainConfig) -> d
 
 def _on_meta(folder: Path, component: str, name: str) -> Any:
     """The component's network without memory behind its weights."""
-    with torch.device("meta"):
+    with read_from(folder, component), torch.device("meta"):
         if hasattr(diffusers, name):
             return getattr(diffusers, name).from_config(read_json(folder / component / "config.json"))
         config = transformers.AutoConfig.from_pretrained(folder / component, local_files_only=True)

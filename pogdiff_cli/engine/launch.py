@@ -20,6 +20,11 @@ from typing import Any
 from pogdiff_cli.engine.world import LAUNCH_FOLDER
 from pogdiff_cli.errors import Exit, PogdiffError
 
+# as "-m pogdiff_cli", but for the current folder, from which Python would import whatever a stranger's project holds
+_WORKER = (
+    f"import sys; sys.path[:1] = [{str(Path(__file__).parents[2])!r}]; "
+    "import runpy; runpy.run_module('pogdiff_cli', run_name='__main__', alter_sys=True)"
+)
 _PATIENCE = 5.0  # seconds that the others have to end once one has failed
 
 
@@ -70,7 +75,7 @@ def launch(arguments: Sequence[str], plan: Launch) -> int:
             signals_to_handle="SIGHUP,SIGQUIT",  # the others are passed on, so that workers save before they end
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "pogdiff_cli", *arguments)
+            elastic_launch(config, sys.executable)("-c", _WORKER, *arguments)
         except ChildFailedError as failed:
             return _failure(folder, failed.failures, plan)
         return max((ending.status for ending in _endings(folder).values()), default=int(Exit.OK))

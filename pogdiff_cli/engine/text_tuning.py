@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.models.components import TEXT_MODEL
+from pogdiff_cli.models.foreign import read_from
 from pogdiff_cli.project.config import TrainConfig
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")  # diffusers' own scripts have these
+_ANEW = "Train the run anew."
 _METADATA = "lora_adapter_metadata"  # diffusers' name in the file's header
 _ADAPTER = "default"
 
@@ -111,13 +113,13 @@ def merged_text(encoder: nn.Module) -> dict[str, Tensor]:
 
 def read_layers(file: Path) -> dict[str, Tensor]:
     """Every tensor of a LoRA file, ``COMPONENT.LAYER``."""
-    with safe_open(file, framework="pt") as opened:
+    with read_from(file.parent, "LoRA", hint=_ANEW), safe_open(file, framework="pt") as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
 
 
 def read_metadata(file: Path) -> dict[str, Any] | None:
     """Peft's configurations in a LoRA file's header, ``COMPONENT.KEY``."""
-    with safe_open(file, framework="pt") as opened:
+    with read_from(file.parent, "LoRA", hint=_ANEW), safe_open(file, framework="pt") as opened:
         found: dict[str, Any] | None = json.loads((opened.metadata() or {}).get(_METADATA, "null"))
     return found
 

@@ -20,6 +20,7 @@ from pogdiff_cli.engine.text_tuning import (
 )
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Adapter
+from pogdiff_cli.models.foreign import read_from
 from pogdiff_cli.project.config import TrainConfig
 
 #: What ``train.mixed_precision`` names.
@@ -132,10 +133,11 @@ def load_final(adapter: Adapter, folder: Path, *, dtype: torch.dtype = torch.flo
             f"{folder} holds neither a pipeline nor {LORA_FILE}.", hint="Train the run anew.", exit_code=Exit.MISSING
         )
     denoiser: Any = adapter.load_denoiser(dtype=dtype)
-    # with its metadata alpha is what it was in training; without, it would be taken for the rank
-    denoiser.load_lora_adapter(
-        read_layers(folder / LORA_FILE), prefix=adapter.denoiser_name, metadata=read_metadata(folder / LORA_FILE)
-    )
+    with read_from(folder, "LoRA", hint="Train the run anew."):
+        # with its metadata alpha is what it was in training; without, it would be taken for the rank
+        denoiser.load_lora_adapter(
+            read_layers(folder / LORA_FILE), prefix=adapter.denoiser_name, metadata=read_metadata(folder / LORA_FILE)
+        )
     return denoiser  # type: ignore[no-any-return]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Condition, FamilyOptions, Guidance, Moments, SchedulerChoice, TextParts
 from pogdiff_cli.models.components import copy_components, load_component, replace_weights
+from pogdiff_cli.models.foreign import read_from
 from pogdiff_cli.models.noise_path import NoisePath, Times
 from pogdiff_cli.models.precision import autocast_forward
 from pogdiff_cli.models.texts import Encoders, ReadsTexts
@@ -109,13 +110,15 @@ class Backbone(ReadsTexts):
     def load_denoiser(self, folder: Path | None = None, *, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A fresh denoiser on the device; of another pipeline's folder where one is named."""
         cls = getattr(diffusers, self.parts[self.denoiser_name])
-        model = cls.from_pretrained(
-            folder or self.folder,
-            subfolder=self.denoiser_name,
-            use_safetensors=True,
-            torch_dtype=dtype,
-            local_files_only=True,
-        ).to(self.device)
+        with read_from(folder or self.folder, self.denoiser_name):
+            model = cls.from_pretrained(
+                folder or self.folder,
+                subfolder=self.denoiser_name,
+                use_safetensors=True,
+                torch_dtype=dtype,
+                local_files_only=True,
+            )
+        model = model.to(self.device)
         if dtype != torch.float32:
             autocast_forward(model, self.device, dtype)
         return cast(nn.Module, model)

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pogdiff_cli.models.weights import pipeline_index
+from pogdiff_cli.models.foreign import read_from
+from pogdiff_cli.models.weights import pipeline_index, read_json
 
 #: Classes that are loaded, and no others; model_index.json may add "Fast".
 _TOKENIZERS = ("CLIPTokenizer", "T5Tokenizer")
@@ -27,8 +28,14 @@ _COPIED = (".safetensors", ".json", ".txt", ".model")
 
 def load_component(folder: Path, component: str, name: str, device: torch.device) -> Any:
     """A tokenizer, or a frozen VAE or text encoder on ``device``; ``name`` is its class."""
+    with read_from(folder, component):
+        return _load(folder, component, name, device)
+
+
+def _load(folder: Path, component: str, name: str, device: torch.device) -> Any:
     if name in _TOKENIZERS:
         return getattr(transformers, name).from_pretrained(folder, subfolder=component, local_files_only=True)
+    read_json(folder / component / "config.json")  # without one, transformers takes a default
     if name == "AutoencoderKL":  # float32: half precision gives black images
         loaded: Any = diffusers.AutoencoderKL.from_pretrained(
             folder, subfolder=component, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
@@ -79,7 +86,7 @@ def read_weights(component: Path) -> dict[str, Tensor]:
     for path in sorted(component.glob("*.safetensors")):
         if ".fp16." in path.name or ".non_ema." in path.name:
             continue
-        with safe_open(path, framework="pt") as file:
+        with read_from(path.parent, "weights"), safe_open(path, framework="pt") as file:
             weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     return weights
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Adapter, FamilyOptions
+from pogdiff_cli.models.foreign import read_from
 from pogdiff_cli.models.weights import pipeline_index
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 def open_backbone(folder: Path, *, device: torch.device, options: FamilyOptions | None = None) -> Adapter:
     """The adapter of a local diffusers folder; a pipeline of another kind is refused by name (exit 4)."""
-    return family_of(folder)(folder, device=device, options=options)  # type: ignore[return-value]
+    with read_from(folder, "pipeline"):
+        return family_of(folder)(folder, device=device, options=options)  # type: ignore[return-value]
 
 
 def family_of(folder: Path) -> type[Backbone]:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.models.foreign import read_from, refuse_adapter
 from pogdiff_cli.models.picture_processors import load_processor
 from pogdiff_cli.models.snapshots import local_snapshot
 
@@ -79,7 +80,9 @@ def chosen_options(spec: str, options: Mapping[str, Any], known: Mapping[str, An
 def load_vision_language(spec: str, what: str, device: str) -> VisionLanguageModel:
     """Model and processor of ``hf:ID_OR_DIR[@revision]``; neither custom code nor a pickle is ever read."""
     folder = local_snapshot(spec, what)
-    model, processor = _load(folder, what)
+    refuse_adapter(folder, what)
+    with read_from(folder, what):
+        model, processor = _load(folder, what)
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None:
         tokenizer.padding_side = "left"  # what is written follows what was read

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.models.foreign import refuse_adapter
 
 #: Parts of published pipelines that training and sampling do without.
 _NEVER_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -67,7 +68,11 @@ def component_classes(folder: Path) -> dict[str, str]:
 def pipeline_index(folder: Path) -> dict[str, Any]:
     """What ``model_index.json`` says; exit 4 where the folder is no pipeline."""
     if not (folder / "model_index.json").is_file():
-        raise PogdiffError(f"{folder} is no diffusers pipeline: it has no model_index.json.", exit_code=Exit.MISSING)
+        raise PogdiffError(
+            f"{folder} is no diffusers pipeline: it has no model_index.json.",
+            hint="Set pretrained_model_name_or_path to a diffusers folder or a hub id.",
+            exit_code=Exit.MISSING,
+        )
     return read_json(folder / "model_index.json")
 
 
@@ -76,12 +81,16 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PogdiffError(f"The pipeline is incomplete: there is no {path}.", exit_code=Exit.MISSING) from None
-    except ValueError:
-        raise PogdiffError(f"{path} is not valid JSON.", exit_code=Exit.MISSING) from None
+        raise _damaged(f"The pipeline is incomplete: there is no {path}.") from None
+    except (ValueError, RecursionError):
+        raise _damaged(f"{path} is not valid JSON.") from None
     if not isinstance(values, dict):
-        raise PogdiffError(f"{path} does not hold a JSON object.", exit_code=Exit.MISSING)
+        raise _damaged(f"{path} does not hold a JSON object.")
     return values
+
+
+def _damaged(message: str) -> PogdiffError:
+    return PogdiffError(message, hint="Fetch the model again.", exit_code=Exit.MISSING)
 
 
 def _checked(folder: Path, name: str, weights: str) -> Path:
@@ -93,10 +102,12 @@ def _checked(folder: Path, name: str, weights: str) -> Path:
         if library not in (None, "diffusers", "transformers"):
             raise PogdiffError(
                 f"'{name}' wants to run code of its own for '{component}' ({library}); pogdiff never does that.",
+                hint="Use a model whose components are classes of diffusers and transformers.",
                 exit_code=Exit.MISSING,
             )
     for component in _WITH_WEIGHTS if weights == "needed" else ():
         part = folder / component
+        refuse_adapter(part, component)
         if part.is_dir() and not any(part.glob("*.safetensors")):
             raise PogdiffError(
                 f"'{name}' has no safetensors file in {component}/ (pickled weights are not loaded).",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -10,6 +12,7 @@ from pogdiff_cli.project.endpoint_config import EndpointSection
 from pogdiff_cli.project.judge_config import JudgeConfig
 from pogdiff_cli.project.section import OPERATIONAL, Section
 
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")  # a run's name is its folder's
 Method = Literal["pogdiff", "vanilla", "cbdm", "t2h"]
 Sampling = Literal["natural", "sqrt", "balanced", "repeat_factor"]
 PsiTerm = Literal["img_sim", "inv_density"]
@@ -163,6 +166,12 @@ class SampleConfig(Section):
     def _names_someone(cls, value: str) -> str:
         if "{name}" not in value:
             raise ValueError("must contain {name}")
+        try:
+            fields = [part[1:] for part in Formatter().parse(value) if part[1] is not None]
+        except ValueError as problem:
+            raise ValueError(f"cannot be read ({problem}); write {{{{ and }}}} for braces") from None
+        if any(field != ("name", "", None) for field in fields):
+            raise ValueError("may have no placeholder but {name}; write {{ and }} for braces")
         return value
 
 
@@ -222,6 +231,14 @@ class Config(Section):
     rate: RateConfig = RateConfig()
     extractors: dict[str, dict[str, Any]] = Field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @field_validator("runs")
+    @classmethod
+    def _names_folders(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in value:
+            if not RUN_NAME.match(name):
+                raise ValueError(f"{name!r} cannot name a run: letters, digits, '.', '_' and '-', 64 at most")
+        return value
 
 
 def dotted(section: BaseModel, prefix: str, *, operational: Literal["with", "without"]) -> dict[str, Any]:

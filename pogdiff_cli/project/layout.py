@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.project.atomic import HIDDEN
-from pogdiff_cli.project.config import Config
+from pogdiff_cli.project.config import RUN_NAME, Config
 from pogdiff_cli.project.digests import Digests
 from pogdiff_cli.project.loading import load_config
 from pogdiff_cli.project.manifest import Manifest, read_manifest, write_manifest
@@ -19,7 +18,6 @@ from pogdiff_cli.project.manifest import Manifest, read_manifest, write_manifest
 CONFIG_NAME = "pogdiff.yaml"
 MANIFEST_NAME = "manifest.yaml"
 BUILDING_NAME = f"{HIDDEN}init"  # where ``init`` builds a project, in the project's own folder
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ class Project:
 
     def run(self, name: str) -> Run:
         """The run of this name (which need not exist)."""
-        if not _RUN_NAME.match(name):
+        if not RUN_NAME.match(name):
             raise PogdiffError(
                 f"'{name}' cannot name a run: letters, digits, '.', '_' and '-', 64 at most.", exit_code=Exit.USAGE
             )

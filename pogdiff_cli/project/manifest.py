@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.project.atomic import write_text
@@ -55,6 +55,16 @@ class StageRecord(Fact):
     started: str = ""
     duration_seconds: float = 0.0
     facts: dict[str, Any] = Field(default_factory=dict)
+
+
+    @field_validator("outputs", "logs")
+    @classmethod
+    def _lie_inside(cls, value: dict[str, str]) -> dict[str, str]:
+        """What is compared, set aside and collected as garbage by these names lies in the project."""
+        for path in value:
+            if path.startswith("/") or ".." in path.split("/"):
+                raise ValueError(f"{path!r} leads out of the project")
+        return value
 
 
 class Manifest(Fact):

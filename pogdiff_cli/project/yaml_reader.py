@@ -8,6 +8,7 @@ Anchors and aliases (the billion-laughs file), duplicate keys and deep nesting a
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ _FAST_FROM = 64 * 1024  # bytes from which libyaml parses: ten times as fast
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)\Z")
 _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*)([eE][-+]?[0-9]+)?\Z")
+_DIGITS = 1000  # of a whole number: Python itself reads up to 4300
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPECIAL = {".inf": float("inf"), "-.inf": float("-inf"), ".nan": float("nan")}
 
 
@@ -98,8 +101,7 @@ def _parse(text: str, loader: Any, source: str) -> Document:
 def _safe_events(text: str, loader: Any, source: str) -> Iterator[Any]:
     """The events of a text, up to the first that could hurt."""
     depth = 0
-    events: Iterator[Any] = yaml.parse(text, Loader=loader)
-    for event in events:
+    for event in _events(text, loader, source):
         line = _line(event)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise _refusal(source, line, "anchors and aliases are not allowed; write the value out")
@@ -112,6 +114,17 @@ def _safe_events(text: str, loader: Any, source: str) -> Iterator[Any]:
         if getattr(event, "tag", None):
             raise _refusal(source, line, f"the tag {event.tag} is not allowed")
         yield event
+
+
+def _events(text: str, loader: Any, source: str) -> Iterator[Any]:
+    """The parser's events; an escape beyond Unicode, a plain ValueError of PyYAML, is refused by line too."""
+    line = 1
+    try:
+        for event in yaml.parse(text, Loader=loader):
+            line = _line(event)
+            yield event
+    except ValueError as problem:
+        raise _refusal(source, line, f"it cannot be read ({problem})") from problem
 
 
 class _Builder:
@@ -139,7 +152,20 @@ class _Builder:
         if isinstance(event, yaml.SequenceStartEvent):
             ahead = enumerate(iter(self._next_item, None))
             return [self._value(item, f"{path}[{i}]") for i, item in ahead]
-        return _scalar(str(event.value), event.style)
+        return self._scalar(event)
+
+    def _scalar(self, event: Any) -> Any:
+        text = self._text(event)
+        try:
+            return _scalar(text, event.style)
+        except OverflowError as problem:
+            raise _refusal(self._source, _line(event), str(problem)) from None
+
+    def _text(self, event: Any) -> str:
+        text = str(event.value)
+        if _SURROGATE.search(text):
+            raise _refusal(self._source, _line(event), "half of a surrogate pair is no character")
+        return text
 
     def _next_item(self) -> Any:
         event = next(self._events)
@@ -151,7 +177,7 @@ class _Builder:
             line = _line(event)
             if not isinstance(event, yaml.ScalarEvent):
                 raise _refusal(self._source, line, "a key must be a plain word")
-            key = str(event.value)
+            key = self._text(event)
             if key in result:
                 raise _refusal(self._source, line, f"the key '{key}' stands here twice")
             below = f"{path}.{key}" if path else key
@@ -173,13 +199,20 @@ def _scalar(text: str, style: str | None) -> Any:
     if text in ("true", "false"):
         return text == "true"
     if _INTEGER.match(text):
+        if len(text) > _DIGITS:
+            raise OverflowError(f"a whole number of more than {_DIGITS} digits")
         return int(text.replace("_", ""))
     if text in _SPECIAL:
         return _SPECIAL[text]
     leading_zero = re.match(r"[-+]?0[0-9]", text)
-    if _FLOAT.match(text) and not leading_zero:
-        return float(text.replace("_", ""))
-    return text
+    return _float(text) if _FLOAT.match(text) and not leading_zero else text
+
+
+def _float(text: str) -> float:
+    number = float(text.replace("_", ""))
+    if math.isinf(number):
+        raise OverflowError(f"{text[:40]} is larger than any number that can be computed with; infinity is .inf")
+    return number
 
 
 def _refusal(source: str, line: int, reason: str) -> PogdiffError:

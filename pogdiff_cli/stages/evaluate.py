@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pogdiff_cli.data.paths import Folder, relative_path
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.columns import score_columns
 from pogdiff_cli.metrics.compare import Comparison, compare
@@ -61,16 +62,17 @@ def read_samples(run: Run) -> list[Generated]:
     """The images that ``sample`` wrote for each identity."""
     path = run.samples / INDEX
     try:
+        inside = Folder(run.samples)  # a name that leaves the folder would show another file
         return [
             Generated(
-                identity=entry["identity"],
-                name=entry["name"],
-                seeds=tuple(image["seed"] for image in entry["images"]),
-                paths=tuple(run.samples / image["file"] for image in entry["images"]),
+                identity=str(entry["identity"]),
+                name=str(entry["name"]),
+                seeds=tuple(int(image["seed"]) for image in entry["images"]),
+                paths=tuple(inside.regular_file(relative_path(str(image["file"]))) for image in entry["images"]),
             )
             for entry in json.loads(path.read_text(encoding="utf-8"))
         ]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise PogdiffError(
             f"The run '{run.name}' has no samples: {path} is missing or damaged.",
             hint=f"Run 'pogdiff sample --run {run.name}' first.",

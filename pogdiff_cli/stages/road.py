@@ -58,10 +58,16 @@ def for_run(context: Context, name: str, *, recorded: Literal["keep", "ignore"] 
     """
     declared = context.project.config.runs.get(name, {})
     record = context.project.manifest().record(f"runs/{name}/train")
-    earlier = {} if record is None or recorded == "ignore" else dict(record.facts.get("overrides", {}))
+    earlier = {} if record is None or recorded == "ignore" else _without_permissions(record.facts.get("overrides"))
     typed: dict[str, Any] = {**earlier, **context.overrides}
     overrides = {**earlier, **declared, **context.overrides}
     return replace(context, project=open_project(context.project.root, overrides), overrides=typed)
+
+
+def _without_permissions(recorded: Any) -> dict[str, Any]:
+    """What was typed when the run was trained; leave to run Python code is given by whoever types now, or by nobody."""
+    typed = recorded if isinstance(recorded, dict) else {}
+    return {key: value for key, value in typed.items() if "allow_python" not in f"{key} {value}"}
 
 
 def last_run(project: Project) -> Run:

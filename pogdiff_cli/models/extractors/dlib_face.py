@@ -20,6 +20,7 @@ from pogdiff_cli.models.extractors.protocol import (
     existing_file,
     refuse_unknown,
 )
+from pogdiff_cli.models.foreign import read_from
 from pogdiff_cli.progress import Track, untracked
 
 CHIP = 150  # side of the picture that the network takes
@@ -97,7 +98,7 @@ def load(spec: str, opts: Mapping[str, Any]) -> DlibFace:
         name=spec,
         digest=digest_of_files(files, preprocessing),
         preprocessing=preprocessing,
-        network=dlib.face_recognition_model_v1(str(weights)),
+        network=_opened(dlib.face_recognition_model_v1, weights),
         to_chip=to_chip,
     )
 
@@ -124,6 +125,11 @@ def import_dlib() -> Any:
     return dlib
 
 
+def _opened(kind: Callable[[str], Any], file: Path) -> Any:
+    with read_from(file, "network"):
+        return kind(str(file))
+
+
 def _box(values: Any) -> Box:
     try:
         left, top, right, bottom = (float(value) for value in values)
@@ -147,11 +153,11 @@ def _landmark_chips(spec: str, opts: Mapping[str, Any], dlib: Any) -> tuple[ToCh
     if "chip" in opts:
         raise PogdiffError("chip and aligner exclude each other.", exit_code=Exit.USAGE)
     fetch = _FETCH.format(option="predictor", file="shape_predictor_5_face_landmarks.dat")
-    predictor = dlib.shape_predictor(str(existing_file(spec, opts.get("predictor"), "a shape predictor", fetch)))
+    predictor = _opened(dlib.shape_predictor, existing_file(spec, opts.get("predictor"), "a shape predictor", fetch))
     detector_path = opts.get("detector")
     if detector_path:
         fetch = _FETCH.format(option="detector", file="mmod_human_face_detector.dat")
-        cnn = dlib.cnn_face_detection_model_v1(str(existing_file(spec, detector_path, "the detector", fetch)))
+        cnn = _opened(dlib.cnn_face_detection_model_v1, existing_file(spec, detector_path, "the detector", fetch))
 
         def faces(pixels: NDArray[np.uint8]) -> list[Any]:
             return [found.rect for found in cnn(pixels, 1)]

@@ -15,8 +15,11 @@ from PIL import Image
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.extractors.protocol import Embeddings, embed_in_batches, refuse_unknown
+from pogdiff_cli.models.foreign import read_from, refuse_adapter
+from pogdiff_cli.models.snapshots import local_snapshot
 from pogdiff_cli.progress import Track, untracked
 
+_LARGEST = 4096  # pixels a side that a processor may ask for
 _POOLINGS = ("cls", "pooler", "mean")
 
 
@@ -98,9 +101,17 @@ def load_hub(spec: str, opts: Mapping[str, Any], device: str) -> HubEncoder:
     """Load the model and its image processor; neither custom code nor a pickle is ever read."""
     refuse_unknown(spec, opts, ())
     source = parse(spec)
+    folder = local_snapshot(spec, "extractor")
+    refuse_adapter(folder, "extractor")
+    with read_from(folder, "extractor"):
+        return _encoder(spec, source, device)
+
+
+def _encoder(spec: str, source: _Source, device: str) -> HubEncoder:
     model, processor = _load(source)
     model = model.to(device).eval()
     preprocessing = json.loads(processor.to_json_string())
+    _refuse_huge(source, preprocessing)
     digest = hashlib.sha256(json.dumps([source.pooling, preprocessing], sort_keys=True).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
@@ -118,6 +129,18 @@ def load_hub(spec: str, opts: Mapping[str, Any], device: str) -> HubEncoder:
     # one grey picture tells the dimension whatever the architecture calls it, and that the pooling exists
     probe = encoder._encode([Image.new("RGB", (64, 64), (128, 128, 128))])
     return HubEncoder(**{**encoder.__dict__, "dim": int(probe.shape[1])})
+
+
+def _refuse_huge(source: _Source, preprocessing: Mapping[str, Any]) -> None:
+    """A processor that scales each picture to a million pixels a side would fill the memory."""
+    sizes = [preprocessing.get(key) for key in ("size", "crop_size")]
+    sides = [side for size in sizes for side in (size.values() if isinstance(size, dict) else [size])]
+    if any(isinstance(side, int | float) and side > _LARGEST for side in sides):
+        raise PogdiffError(
+            f"{source.model} wants pictures of more than {_LARGEST} pixels a side.",
+            hint="Is its preprocessor_config.json the one that it was published with?",
+            exit_code=Exit.MISSING,
+        )
 
 
 def _bytes() -> Any:

@@ -14,10 +14,13 @@ from PIL import Image
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.extractors.protocol import Embeddings, digest_of_files, embed_in_batches, refuse_unknown
+from pogdiff_cli.models.foreign import read_from
 from pogdiff_cli.models.snapshots import local_snapshot
 from pogdiff_cli.progress import Track, untracked
 
 HOW_TO_INSTALL = "Run: pip install timm torchvision   (with the --index-url that torch was installed from, if any)"
+# arguments of timm.create_model itself: they lead to other files, pickled ones too, and to the hub
+_OF_TIMM = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable"}
 _INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -72,9 +75,12 @@ def load_timm(spec: str, opts: Mapping[str, Any], device: str) -> TimmEncoder:
     folder = local_snapshot(weights_spec(spec), "extractor")
     timm = import_timm()
     config = _read(folder)
-    model = timm.create_model(config["architecture"], pretrained=False, num_classes=0, **config.get("model_args", {}))
-    _fill(model, folder, config["pretrained_cfg"])
-    preprocessing = _preprocessing(config["pretrained_cfg"])
+    with read_from(folder, "extractor"):
+        model = timm.create_model(
+            config["architecture"], pretrained=False, num_classes=0, **_model_args(folder, config)
+        )
+        _fill(model, folder, config["pretrained_cfg"])
+        preprocessing = _preprocessing(config["pretrained_cfg"])
     encoder = TimmEncoder(
         name=spec,
         digest=digest_of_files([folder / "config.json", folder / "model.safetensors"], preprocessing),
@@ -115,6 +121,19 @@ def _read(folder: Path) -> dict[str, Any]:
         hint="It must have config.json, as the hub's timm/... models have, and model.safetensors.",
         exit_code=Exit.MISSING,
     )
+
+
+def _model_args(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the architecture, and of it alone."""
+    found = config.get("model_args") or {}
+    name = config["architecture"]
+    if not isinstance(found, dict) or _OF_TIMM & set(found) or ":" in name or "/" in name:
+        raise PogdiffError(
+            f"{folder / 'config.json'} would have timm read something else than this folder; that is not done.",
+            hint="architecture is to be a plain name, and model_args arguments of that architecture.",
+            exit_code=Exit.MISSING,
+        )
+    return dict(found)
 
 
 def _preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
