@@ -30,16 +30,19 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 WITHOUT_BROWSER := $(if $(BROWSER),, and not browser)
 
+# as many processes as there are cores, each with whole files; one thread in each (tests/conftest.py)
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	@$(if $(BROWSER),,echo "No Chromium here: tests marked 'browser' are left out.")
-	$(BIN)/python -m pytest -m "not slow$(WITHOUT_BROWSER)"
+	$(PYTEST) -m "not slow$(WITHOUT_BROWSER)"
 
 test-all: install
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 # where there is no network but loopback (Linux); TESTS=tests/test_endpoint.py for some of them
 TESTS ?= -m "not slow$(WITHOUT_BROWSER)"

@@ -12,8 +12,9 @@ import pytest
 from conftest import TinyProject
 
 from pogdiff_cli.project.config import Config, dotted
+from pogdiff_cli.project.freshness import Freshness, freshness
 from pogdiff_cli.project.layout import Project
-from pogdiff_cli.project.lineage import Freshness, StagePlan, freshness, plan_run
+from pogdiff_cli.project.lineage import StagePlan, plan_run
 from pogdiff_cli.project.loading import load_config
 from pogdiff_cli.project.manifest import StageRecord
 
@@ -386,3 +387,15 @@ def test_a_record_of_before_is_compared_by_what_it_says(tmp_path: Path) -> None:
     road.project({}).write_manifest(manifest)
     assert road.stale({}) == NOTHING
     assert road.stale({"caption.names": "keep"}) == CAPTION
+
+
+def test_a_setting_that_came_after_a_run_makes_it_stale_only_where_it_is_not_the_default(tmp_path: Path) -> None:
+    road = Road(tmp_path)
+    manifest = road.project({}).manifest()
+    for record in manifest.runs["a"].values():
+        record.parameters.pop("train.train_text_encoder", None)
+        record.parameters.pop("sample.eta", None)
+    road.project({}).write_manifest(manifest)
+    assert road.stale({}) == NOTHING
+    assert road.stale({"sample.eta": 0.5}) == SAMPLE
+    assert road.states({"sample.eta": 0.5})["sample"].reasons == ("sample.eta: 0.0 -> 0.5",)

@@ -26,7 +26,7 @@ def show_repair(session: Session, context: Context) -> int:
             display.line(f"{'':<12}{escape(text)}")
     remaining = [one.finding.path for one in found.treated if one.remains]
     hurt = any(one.finding.hurts for one in found.treated)
-    if not hurt:
+    if not found.treated:
         display.line(f"All {found.recorded} recorded artifacts are as they were written, to the last byte.")
     if found.folder is not None:
         display.line(f"What was set aside lies in {escape(found.folder)}; 'pogdiff gc' shows and removes it.")

@@ -18,10 +18,11 @@ from pogdiff_cli.engine.world import World
 from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.progress import Track, untracked
 from pogdiff_cli.project.atomic import full_disk_explained
+from pogdiff_cli.project.freshness import Freshness, as_asked, freshness
 from pogdiff_cli.project.integrity import refuse_damaged
 from pogdiff_cli.project.layout import Project
 from pogdiff_cli.project.leases import leased
-from pogdiff_cli.project.lineage import Freshness, StagePlan, as_asked, freshness
+from pogdiff_cli.project.lineage import StagePlan
 from pogdiff_cli.project.locks import locked, project_lock
 from pogdiff_cli.project.manifest import Manifest, StageRecord
 from pogdiff_cli.project.receipts import write_receipt
@@ -151,7 +152,7 @@ def _run(
         started=started,
     )
     before = project.manifest().record(plan.key)
-    asked = None if before is None else as_asked(before, inputs)
+    asked = None if before is None else as_asked(before, plan, inputs)
     same = asked is not None and asked.parameters == plan.parameters and asked.inputs == dict(inputs)
     update(context, plan.key, record)
     attempt: Attempt = "go on" if same and context.mode != "force" else "anew"

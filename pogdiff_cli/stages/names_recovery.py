@@ -54,7 +54,7 @@ def look_at_names(project: Project, expected: str | None) -> Iterator[Finding]:
                 if told.get(who, name) != name
             ]
             detail = f"is not as written ({named(others)})" if others else "is not as written, but can be read"
-            yield Finding(path=path, state="changed", detail=detail, advice="left alone: edited by hand?")
+            yield Finding(path=path, state="changed", detail=detail, advice="edited by hand?")
         return
     there = project.names.exists()
     if expected is None and not there and not told_names(project):

@@ -147,7 +147,7 @@ class Outputs:
             kinds = (("not as written:", altered), ("gone:", gone), ("not ours:", strange))
             parts = [f"{words} {named(names)}" for words, names in kinds if names]
         if not altered and not gone:
-            return Finding(path=path, state="changed", detail="; ".join(parts), advice="left alone")
+            return Finding(path=path, state="changed", detail="; ".join(parts))
         return Finding(
             path=path,
             state="damaged",
@@ -173,7 +173,7 @@ class Outputs:
             path=path,
             state="changed",
             detail="is not as written, but can be read",
-            advice="left alone: edited by hand?",
+            advice="edited by hand?",
         )
 
     def _unrecorded_captions(self) -> Iterator[Finding]:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.project.freshness import Freshness, freshness
 from pogdiff_cli.project.layout import Project, Run, open_project
-from pogdiff_cli.project.lineage import Freshness, StagePlan, freshness, plan_run, plan_sample, plan_train
+from pogdiff_cli.project.lineage import StagePlan, plan_run, plan_sample, plan_train
 from pogdiff_cli.stages import caption, density, evaluate, index, sample, train
 from pogdiff_cli.stages.context import Context, Result
 from pogdiff_cli.stages.dataset import Dataset, load_dataset
