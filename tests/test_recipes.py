@@ -92,6 +92,11 @@ def test_a_set_has_the_counts_and_settings_that_the_paper_prints(
         ("Cher", "Cher"),
         ("ÉdithPiaf", "Édith Piaf"),
         ("Catherine_Deneuve", "Catherine Deneuve"),
+        ("Jean-PaulBelmondo", "Jean-Paul Belmondo"),
+        ("PeterO'Toole", "Peter O'Toole"),
+        ("JohnPaulII", "John Paul II"),
+        ("TomásMilián", "Tomás Milián"),
+        ("T.S.Eliot", "T. S. Eliot"),
     ],
 )
 def test_a_name_written_in_one_word_is_spoken_in_several(written: str, said: str) -> None:
@@ -117,6 +122,25 @@ def test_names_ages_and_genders_of_agedb_become_columns(tmp_path: Path, pogdiff:
     }
     row = next(line for line in lines if line["file_name"] == "12_JWMarriott_42_m.jpg")
     assert (row["age"], row["gender"]) == ("42", "man")
+
+
+def test_odd_file_names_of_agedb_are_read_and_others_are_none_of_its_images(tmp_path: Path) -> None:
+    recipe = Recipe(source="AgeDB", layout="agedb", identity="{name}", groups=())
+    odd = {
+        "12_JWMarriott_60_m.jpg": "JW Marriott",
+        "0_Jean-PaulBelmondo_7_m.JPG": "Jean-Paul Belmondo",
+        "16487_LuiseRainer_101_f.jpeg": "Luise Rainer",
+        "3_JohnPaulII_84_m.jpg": "John Paul II",
+        "44_Sade_2_30_f.jpg": "Sade 2",
+        "part 2/5_PeterO'Toole_35_m.png": "Peter O'Toole",
+    }
+    others = ("12_JWMarriott_60_m (1).jpg", "JWMarriott_60_m.jpg", "12_JWMarriott_60_x.jpg", "12__60_m.jpg", "a.jpg")
+    for name in (*odd, *others, ".hidden/1_NoOne_5_m.jpg", "12_JWMarriott_61_m.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_images(tmp_path, recipe)
+    assert found.images == {who: [name] for name, who in odd.items()}
+    assert found.other == len(others)
 
 
 SMALL = Recipe(source="X", layout="folders", identity="{folder}", groups=(Group(identities=2, images=3),))

@@ -120,7 +120,9 @@ def make_context(
     force, dry_run = options.pop("force", False), options.pop("dry_run", False)
     if force and dry_run:
         raise PogdiffError("--force and --dry-run exclude each other.", exit_code=Exit.USAGE)
-    if needs is not None and not dry_run:
+    if dry_run:
+        needs = "rehearsal" if needs == "train" else None  # the other plans take no weights
+    if needs is not None:
         from pogdiff_cli.stages.requirements import refuse_absent
 
         refuse_absent(project, needs, run=run, overrides=overrides)

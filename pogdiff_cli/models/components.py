@@ -94,4 +94,4 @@ def read_weights(component: Path) -> dict[str, Tensor]:
 def _not_copied(folder: str, names: list[str]) -> set[str]:
     """Pickles and code never travel, nor do copies of the weights in another precision."""
     del folder
-    return {name for name in names if not name.endswith(_COPIED) or ".fp16." in name or ".non_ema." in name}
+    return {name for name in names if not name.endswith(_COPIED) or ".fp16" in name or ".non_ema" in name}

@@ -75,20 +75,10 @@ class Flux(FlowBackbone):
         self, condition: Condition, negative: Condition, noise: Tensor, guidance: Guidance
     ) -> dict[str, Any]:
         """The embedded guidance scale, and true guidance against the negative prompt above 1."""
-        chosen = guidance.guidance_scale
-        arguments: dict[str, Any] = {
-            "prompt_embeds": condition["hidden"],
-            "pooled_prompt_embeds": condition["pooled"],
-            "latents": pack(noise),
-            "guidance_scale": self.guidance_scale if chosen is None else chosen,
-        }
+        arguments = super().sampling_arguments(condition, negative, pack(noise), guidance)
         if guidance.true_cfg_scale > 1.0:
-            arguments |= {
-                "negative_prompt_embeds": negative["hidden"],
-                "negative_pooled_prompt_embeds": negative["pooled"],
-                "true_cfg_scale": guidance.true_cfg_scale,
-            }
-        return arguments
+            return {**arguments, "true_cfg_scale": guidance.true_cfg_scale}
+        return {name: value for name, value in arguments.items() if not name.startswith("negative")}
 
 
 def pack(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pogdiff_cli.models.weights import resolve_pipeline
 from pogdiff_cli.project.layout import Project, open_project
 from pogdiff_cli.project.lineage import plan_train
 
-Command = Literal["caption", "index", "fit-density", "train", "sample", "run"]
+Command = Literal["caption", "index", "fit-density", "train", "rehearsal", "sample", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def _as_runs_see_it(
 ) -> Iterator[tuple[str, Project]]:
     """Each run that the command would train, and the project with its settings."""
     declared, default = project.config.runs, project.config.train.method
-    if command not in ("train", "run"):
+    if command not in ("train", "rehearsal", "run"):
         yield default, project
         return
     for name in (list(declared) or [default]) if command == "run" else [run or default]:
@@ -111,6 +111,8 @@ def _stages(config: Any, command: Command) -> tuple[str, ...]:
     """The stages that the command may have to run."""
     if command in ("train", "run"):
         return (*plan_train(config, "any").after, *(("evaluate",) if command == "run" else ()))
+    if command == "rehearsal":
+        return ()  # real steps of the model, on what there is of captions and neighbours
     return ("caption", command) if command == "fit-density" else (command,)
 
 
