@@ -100,7 +100,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "runs/*/samples/Ada*/00001.png": (truncate, "runs/pogdiff/samples"),
     "runs/*/samples/Alan*/00000.png": (Path.unlink, "runs/pogdiff/samples"),
     "runs/*/evaluation/scores.json": (flip, "runs/pogdiff/evaluation/scores.json"),
-    "runs/*/checkpoints/checkpoint-000004/weights.safetensors": (flip, "runs/pogdiff/checkpoints/checkpoint-000004"),
+    "runs/*/checkpoints/checkpoint-000004/ema.safetensors": (Path.unlink, "runs/pogdiff/checkpoints/checkpoint-000004"),
     "runs/*/checkpoints/checkpoint-000002/digests.json": (garbage, "runs/pogdiff/checkpoints/checkpoint-000002"),
     "runs/*/exposure.json": (truncate, "runs/pogdiff/exposure.json"),
     "runs/*/config.resolved.yaml": (garbage, "runs/pogdiff/config.resolved.yaml"),
@@ -301,6 +301,20 @@ def test_a_bit_that_turned_although_size_and_time_are_the_same_is_found_and_then
     assert repair(root, "--dry-run")[0] == Exit.MISSING
     assert repair(root)[1]["artifacts/density"]["done"] == "set aside"
     assert "fit-density" in stale(root)
+
+
+def test_a_glance_at_a_checkpoint_sees_its_length_and_a_repair_every_bit(root: Path) -> None:
+    weights = root / "runs/pogdiff/checkpoints/checkpoint-000002/weights.safetensors"
+    optimizer = root / "runs/pogdiff/checkpoints/checkpoint-000004/optimizer.safetensors"
+    flip(weights)
+    os.truncate(optimizer, optimizer.stat().st_size - 1)
+    seen = pogdiff("doctor", "-C", root).out
+    assert "checkpoint-000004" in seen
+    assert "checkpoint-000002" not in seen
+    status, found = repair(root)
+    assert status == 0
+    assert found["runs/pogdiff/checkpoints/checkpoint-000002"]["detail"] == "not as written: weights.safetensors"
+    assert list((root / "runs/pogdiff/checkpoints").iterdir()) == []
 
 
 def test_a_log_that_was_changed_is_said_and_left_alone(root: Path) -> None:
