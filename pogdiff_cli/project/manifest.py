@@ -56,7 +56,6 @@ class StageRecord(Fact):
     duration_seconds: float = 0.0
     facts: dict[str, Any] = Field(default_factory=dict)
 
-
     @field_validator("outputs", "logs")
     @classmethod
     def _lie_inside(cls, value: dict[str, str]) -> dict[str, str]:
