@@ -94,7 +94,8 @@ def test_richs_own_colours_and_bars_still_reach_a_terminal() -> None:
 def test_a_command_line_that_is_wrong_is_repeated_without_its_escapes(pogdiff: Command, tmp_path: Path) -> None:
     for words in (
         ("\x1b[31mtrain",),
-        ("train", "--set\x1b[2J", "x=1"),
+        ("train", "--set\x1b]0;title\x07", "x=1"),
+        ("train", "--set\x9b2J", "x=1"),
         ("rate", "-C", tmp_path, "--merge", "\x9b.json"),
     ):
         said = pogdiff(*words)

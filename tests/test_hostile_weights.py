@@ -255,6 +255,7 @@ def test_damaged_weights_end_a_command_in_4_with_one_error_and_no_traceback(
     assert not canary.exists()
 
 
+@pytest.mark.slow
 def test_a_whole_road_among_planted_pickles_and_code_runs_none_of_it(
     project: TinyProject, sd: Path, vit: Path, canary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,8 +55,11 @@ def talkative(request: Request) -> Reply:
     return says(f"A person who holds {key}.")
 
 
-def test_no_file_of_a_project_and_no_message_holds_a_secret_of_the_environment(secretive: TinyProject) -> None:
-    """The whole road with a captioner and a judge behind a server that repeats the key, and failures with -v."""
+@pytest.mark.parametrize("commands", ["first", pytest.param("all", marks=pytest.mark.slow)])
+def test_no_file_of_a_project_and_no_message_holds_a_secret_of_the_environment(
+    secretive: TinyProject, commands: str
+) -> None:
+    """Captions, and in the long run a judge too, come from a server that repeats the key."""
     with serving(talkative) as server:
         asked = secretive.configure(
             "caption.captioner=openai:m",
@@ -69,15 +72,17 @@ def test_no_file_of_a_project_and_no_message_holds_a_secret_of_the_environment(s
             "sample.images_per_identity=1",
             "train.report_to=[tensorboard]",
         )
-        for words in (("train", "-v"), ("sample",), ("evaluate", "-v"), ("report",), ("status", "--json"), ("doctor",)):
+        road = [("train", "-v"), ("sample",), ("evaluate", "-v"), ("report",)]
+        road = road if commands == "all" else [("caption", "-v")]
+        for words in (*road, ("status", "--json"), ("doctor",)):
             said = asked(*words, *(("--gpus", "none") if words[0] in ("train", "sample", "evaluate") else ()))
             assert said.status in (0, 4), said.err
             assert shown(said) == []
         assert any("sk-canary" in request.headers.get("Authorization", "") for request in server.requests)
     captions = (secretive.root / "artifacts" / "captions.jsonl").read_text()
     assert "[key]" in captions
-    assert (secretive.root / "runs" / "pogdiff" / "config.resolved.yaml").is_file()
-    assert (secretive.root / "report.html").is_file()
+    made = [secretive.root / name for name in ("report.html", "runs/pogdiff/config.resolved.yaml")]
+    assert [path.is_file() for path in made] == [commands == "all"] * 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 500])

@@ -202,9 +202,15 @@ def to_markdown(table: Table) -> str:
     return "".join("| " + " | ".join(_plain(cell) for cell in line) + " |\n" for line in lines)
 
 
+#: A backslash could free the bar after it; "](" makes a link, or a picture that is fetched.
+_MARKDOWN = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\\", "&#92;"), ("](", "]&#40;"), ("|", "\\|"))
+
+
 def _plain(cell: str) -> str:
     flat = " ".join(cell.split())
-    return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
+    for sign, written in _MARKDOWN:
+        flat = flat.replace(sign, written)
+    return flat
 
 
 _LATEX = str.maketrans(
@@ -217,9 +223,15 @@ _LATEX = str.maketrans(
 )
 
 
+def _typeset(cell: str) -> str:
+    """One line; a bracket or star at its beginning would belong to the line break before it."""
+    flat = " ".join(cell.split()).translate(_LATEX)
+    return f"{{}}{flat}" if flat.startswith(("[", "*")) else flat
+
+
 def to_latex(table: Table) -> str:
     """A tabular in the style of booktabs."""
     columns = "l" * min(2, len(table.header)) + "r" * max(0, len(table.header) - 2)
-    lines = [" & ".join(cell.translate(_LATEX) for cell in row) + r" \\" for row in (table.header, *table.rows)]
+    lines = [" & ".join(map(_typeset, row)) + r" \\" for row in (table.header, *table.rows)]
     body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
     return f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
