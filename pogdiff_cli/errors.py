@@ -17,6 +17,7 @@ class Exit(IntEnum):
     NON_FINITE = 6
     GATE = 7
     LOCKED = 75
+    HANGUP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -35,9 +36,12 @@ class PogdiffError(Exception):
 
 
 class Stopped(BaseException):
-    """A signal ended the work at a step boundary, with a safe checkpoint on disk; ``exit_code`` is 130 or 143."""
+    """A signal ended the work; ``exit_code`` is 128 and its number.
 
-    def __init__(self, exit_code: Exit, step: int) -> None:
-        super().__init__(f"stopped at step {step}")
+    ``step``: the training step at whose end it stopped, with a safe checkpoint on disk; None in other work.
+    """
+
+    def __init__(self, exit_code: Exit, step: int | None = None) -> None:
+        super().__init__("stopped" if step is None else f"stopped at step {step}")
         self.exit_code = exit_code
         self.step = step

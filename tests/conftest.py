@@ -81,6 +81,16 @@ class TinyProject:
         return TinyProject(root=self.root, settings=(*self.settings, *settings), command=self.command)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that mount a file system are left out, not skipped, where this process may not."""
+    from faults import mountable
+
+    if any(item.get_closest_marker("mounts") for item in items) and not mountable():
+        left_out = [item for item in items if item.get_closest_marker("mounts")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own POGDIFF_TRAIN__A1 changes no test."""
@@ -182,3 +192,19 @@ def project(tmp_path: Path, pogdiff: Command, pictures: Path, tiny_sd: Path, tin
     assert made.status == 0, made.err
     settings = tuple(setting.format(sd=tiny_sd, vit=tiny_vit) for setting in TINY)
     return TinyProject(root=root, settings=settings, command=pogdiff)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path, tiny_sd: Path, tiny_vit: Path) -> TinyProject:
+    """A project in which every stage has been run once. Read only: work on a copy (faults.copied)."""
+    from pogdiff_cli.cli.app import _status
+
+    def command(*arguments: str | Path) -> Outcome:
+        return Outcome(status=_status([str(argument) for argument in arguments]), out="", err="")
+
+    root = tmp_path_factory.mktemp("finished") / "project"
+    assert command("init", root, "--template", "sd15", "--images", pictures).status == 0
+    settings = tuple(setting.format(sd=tiny_sd, vit=tiny_vit) for setting in TINY)
+    project = TinyProject(root=root, settings=settings, command=command)
+    assert project("run", "--gpus", "none").status == 0
+    return project

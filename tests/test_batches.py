@@ -25,6 +25,7 @@ from pogdiff_cli.engine.encode import Images, encode_latents, encode_texts, late
 from pogdiff_cli.engine.objectives import make_objective
 from pogdiff_cli.engine.terms import Batch
 from pogdiff_cli.models.adapter import Moments, TextEncoding
+from pogdiff_cli.project.digests import digest_bytes
 
 B = 8
 SQUARE, WIDE = (4, 4, 4), (4, 2, 8)
@@ -309,7 +310,8 @@ def photographs(folder: Path) -> Images:
         pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     names = [f"{number}.png" for number in range(9)]
-    return Images(folder=folder, file_names=names, sha256=[f"digest{n}" for n in range(9)], sizes=np.array(sizes))
+    digests = [digest_bytes(folder / name).removeprefix("sha256:") for name in names]
+    return Images(folder=folder, file_names=names, sha256=digests, sizes=np.array(sizes))
 
 
 def encoded(cache: TensorCache, adapter: Any, images: Images, **keys: Any) -> None:
@@ -347,10 +349,11 @@ def test_buckets_change_no_exposure_and_show_every_record(tmp_path: Path) -> Non
 
 def test_images_of_one_bucket_are_encoded_together(tmp_path: Path) -> None:
     adapter, cache = Pooling(), TensorCache(tmp_path / "cache")
-    encoded(cache, adapter, photographs(tmp_path), batch_size=3)
+    images = photographs(tmp_path)
+    encoded(cache, adapter, images, batch_size=3)
     assert sum(shape[0] for shape in adapter.shapes) == 9
     assert (3, 3, 64, 64) in adapter.shapes
-    found = cache.get([latent_key("digest1", flipped=False), latent_key("digest5", flipped=False)])
+    found = cache.get([latent_key(images.sha256[1], flipped=False), latent_key(images.sha256[5], flipped=False)])
     assert found["mean"].shape == (2, 3, 6, 10)
 
 
@@ -383,7 +386,7 @@ def test_mirrored_latents_are_made_only_where_asked_and_are_mirrored(tmp_path: P
     encoded(cache, Pooling(), images)
     assert len(cache.missing(list(images.keys(flipped=True)))) == 9
     encoded(cache, Pooling(), images, flips=(False, True))
-    upright, turned = (cache.get([latent_key("digest1", flipped=flip)])["mean"] for flip in (False, True))
+    upright, turned = (cache.get([latent_key(images.sha256[1], flipped=flip)])["mean"] for flip in (False, True))
     torch.testing.assert_close(turned, upright.flip(-1))
 
 

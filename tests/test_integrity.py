@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -210,11 +211,13 @@ def test_what_is_encoded_later_has_the_bits_that_it_would_have_had_among_the_oth
         vectors = []
         for part in parts:
             some = names[part]
-            images = Images(folder=pictures, file_names=some, sha256=some, sizes=np.full((len(some), 2), 36))
+            digests = [hashlib.sha256((pictures / name).read_bytes()).hexdigest() for name in some]
+            images = Images(folder=pictures, file_names=some, sha256=digests, sizes=np.full((len(some), 2), 36))
             encode_latents(latents, adapter, images, resolution=32, resize="crop")
             encode_texts(encoded, adapter, texts[part])
             vectors.append(extractor.embed([Image.open(pictures / name) for name in some]).vectors)
-        mean = latents.get([latent_key(name, flipped=False) for name in names])["mean"]
+        keys = [hashlib.sha256((pictures / name).read_bytes()).hexdigest() for name in names]
+        mean = latents.get([latent_key(key, flipped=False) for key in keys])["mean"]
         made.append((mean, encoded.get([text_key(text) for text in texts])["pooled"], np.concatenate(vectors)))
     (mean, pooled, vectors_once), (mean_later, pooled_later, vectors_later) = made
     assert torch.equal(mean, mean_later)

@@ -15,7 +15,9 @@ from pogdiff_cli import __version__
 from pogdiff_cli.cli import compare_command, project_commands, stage_commands
 from pogdiff_cli.cli.export_command import export
 from pogdiff_cli.cli.options import Session
+from pogdiff_cli.cli.surroundings import ended_in_order, flushed, open_what_is_closed
 from pogdiff_cli.errors import Exit, PogdiffError, Stopped
+from pogdiff_cli.project.disk import at_last
 
 
 class _Group(click.Group):
@@ -73,7 +75,12 @@ _WORKER = "POGDIFF_LAUNCH_FOLDER"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status."""
-    sys.exit(_status(list(sys.argv[1:] if arguments is None else arguments)))
+    open_what_is_closed()
+    with ended_in_order():
+        status = _status(list(sys.argv[1:] if arguments is None else arguments))
+    if flushed() is not None:
+        status = status or int(Exit.FAILURE)
+    sys.exit(status)
 
 
 def _status(arguments: list[str]) -> int:
@@ -110,19 +117,27 @@ def _ended(session: Session, problem: BaseException) -> int:
     if isinstance(problem, PogdiffError):
         session.display.error(problem)
         return problem.exit_code
-    if isinstance(problem, (KeyboardInterrupt, click.Abort)):
-        session.display.say("Interrupted.")
-        return Exit.INTERRUPTED
-    if isinstance(problem, Stopped):
-        session.display.say(f"Stopped at step {problem.step}; type the same command again to go on.")
-        return problem.exit_code
+    if isinstance(problem, (KeyboardInterrupt, click.Abort, Stopped)):
+        return _ended_by_signal(session, problem)
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         hint = "Lower the batch_size of that section, for instance --set sample.batch_size=1."
         session.display.error(PogdiffError("Out of memory.", hint=hint, exit_code=Exit.MEMORY))
         return Exit.MEMORY
-    if not isinstance(problem, BrokenPipeError):
+    refused = at_last(problem)
+    if refused is not None:
+        session.display.error(refused)
+    elif not isinstance(problem, BrokenPipeError):
         session.display.crash(problem)
     return Exit.FAILURE
+
+
+def _ended_by_signal(session: Session, problem: BaseException) -> int:
+    if not isinstance(problem, Stopped):
+        session.display.say("Interrupted; type the same command again to go on.")
+        return Exit.INTERRUPTED
+    at = "" if problem.step is None else f" at step {problem.step}"
+    session.display.say(f"Stopped{at}; type the same command again to go on.")
+    return problem.exit_code
 
 
 def _ended_by_click(session: Session, problem: click.exceptions.Exit | click.ClickException) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -13,10 +14,39 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pogdiff_cli.cli.inert import InertConsole, inert, inert_json
+from pogdiff_cli.cli.surroundings import let_go
 from pogdiff_cli.errors import PogdiffError
 
 T = TypeVar("T")
+_OUT, _ERR = 1, 2  # descriptors
 _PLAIN_EVERY = 5.0  # seconds between progress lines where stderr is no terminal
+
+
+class _Watched(InertConsole):
+    """A console whose reader may leave: the command's work does not depend on who watches it."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on in silence."""
+        let_go(_ERR if self.stderr else _OUT)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Results that cannot be written are a failure; notes that cannot are not."""
+        try:
+            super().print(*objects, **options)
+        except OSError as problem:
+            self._buffer.clear()
+            if self.stderr:
+                let_go(_ERR)  # the terminal is gone
+            else:
+                raise _unwritable(problem) from problem
+
+
+def _unwritable(problem: OSError) -> PogdiffError:
+    let_go(_OUT)  # or the interpreter would try once more at its end
+    return PogdiffError(
+        f"Standard output cannot be written: {problem.strerror}.",
+        hint="Send it elsewhere; what the command made is on the disk.",
+    )
 
 
 class Display:
@@ -25,8 +55,8 @@ class Display:
     def __init__(self, *, json_output: bool = False, verbosity: int = 0) -> None:
         self.json_output = json_output
         self.verbosity = verbosity
-        self._err = InertConsole(stderr=True, highlight=False)
-        self._out = InertConsole(highlight=False, soft_wrap=False)
+        self._err = _Watched(stderr=True, highlight=False)
+        self._out = _Watched(highlight=False, soft_wrap=False)
         self._progress: Progress | None = None
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
@@ -51,16 +81,17 @@ class Display:
     def emit(self, value: Mapping[str, Any]) -> None:
         """The whole result as JSON, with --json alone."""
         if self.json_output:
-            text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-            sys.stdout.write(inert_json(text) + "\n")
+            self._write(inert_json(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
 
     def text(self, content: str) -> None:
         """A whole document, for a file or another program."""
-        sys.stdout.write(inert(content))
+        self._write(inert(content))
 
     def refusal(self, message: str) -> None:
         """What the parser of the command line says is wrong with it."""
-        sys.stderr.write(inert(message))
+        with contextlib.suppress(OSError):  # nobody can be told
+            sys.stderr.write(inert(message))
+            sys.stderr.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; left out with --json. Columns after the first are aligned right."""
@@ -93,6 +124,15 @@ class Display:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            let_go(_OUT)
+        except OSError as problem:
+            raise _unwritable(problem) from problem
 
     def _bar(self, items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
         if self._progress is None:

@@ -29,7 +29,8 @@ def run_worker(work: Callable[[], int]) -> int:
 def ended(session: Session, problem: PogdiffError | Stopped) -> int:
     """Tell the launcher; negative where the process itself has to fail, so that the others are stopped."""
     if isinstance(problem, Stopped):
-        session.display.say(f"Stopped at step {problem.step}; type the same command again to go on.")
+        at = "" if problem.step is None else f" at step {problem.step}"
+        session.display.say(f"Stopped{at}; type the same command again to go on.")
         return problem.exit_code
     if isinstance(problem, RankLostError):  # may pass: no last word
         lost_the_others(problem)

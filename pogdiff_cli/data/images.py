@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import threading
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pogdiff_cli.data.buckets import bucket_of, bucket_sizes, nearest_buckets
+from pogdiff_cli.errors import Exit, PogdiffError
 
 Resize = Literal["crop", "pad", "stretch", "bucket"]
 # formats that can be read, and the endings they may have; MPO is what many phones write as .jpg
@@ -51,6 +53,19 @@ class Decoded:
 def decode(path: Path) -> Decoded:
     """Read one image file completely, or raise :class:`BadImage` with the reason."""
     return decode_bytes(read_bytes(path), path.name)
+
+
+def decode_known(path: Path, sha256: str) -> Image.Image:
+    """The picture of a file that has been read before; one that has changed would be filed under another's digest."""
+    again = "Type the same command again: what depends on it is made anew."
+    try:
+        data = read_bytes(path)
+        if hashlib.sha256(data).hexdigest() == sha256:
+            return decode_bytes(data, path.name).image
+    except BadImage as problem:
+        what = "has vanished" if not path.exists() else f"is no image any more ({problem})"
+        raise PogdiffError(f"{path} {what} since it was last read.", hint=again, exit_code=Exit.DATA) from problem
+    raise PogdiffError(f"{path} has changed since it was last read.", hint=again, exit_code=Exit.DATA)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +21,7 @@ from pogdiff_cli.data.images import BadImage, decode_bytes, read_bytes
 from pogdiff_cli.data.records import Records
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.progress import Track, untracked
+from pogdiff_cli.project.atomic import atomic_file
 
 _SCHEMA = 2  # of a cache line: raise it when decoding changes its mind about some file
 _GROUP = 16  # images that a thread takes at once
@@ -57,7 +60,7 @@ class _Entry:
     """What is known of one file in one state of it."""
 
     file_name: str
-    state: tuple[int, int, int]  # size, mtime in ns, inode
+    state: tuple[int, int, int, int]  # size, mtime and ctime in ns, inode
     sha256: str = ""
     size: tuple[int, int] = (0, 0)
     reason: str = ""  # "" for a usable image
@@ -134,7 +137,7 @@ def _in_chunks(
         entries = [entry for group in examined for entry in group]
         fresh = [entry for entry in entries if entry.lasting and entry is not known.get(entry.file_name)]
         if cache is not None and fresh:
-            with cache.open("a", encoding="utf-8") as file:
+            with _kept_where_possible(), cache.open("a", encoding="utf-8") as file:
                 file.writelines(entry.line() for entry in fresh)
         yield from entries
 
@@ -142,14 +145,15 @@ def _in_chunks(
 def _examine(root: Path, name: str, known: _Entry | None) -> _Entry:
     try:
         status = os.stat(os.path.join(root, name))
-        state = (status.st_size, status.st_mtime_ns, status.st_ino)
+        # the change time too: a copy may bring its modification time along, or a clock have been set back
+        state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         if known is not None and known.state == state:
             return known
         path = root / name
         data = read_bytes(path)
     except (OSError, BadImage) as error:
         reason = str(error) if isinstance(error, BadImage) else f"cannot be read: {error.strerror}"
-        return _Entry(file_name=name, state=(0, 0, 0), reason=reason, lasting=False)
+        return _Entry(file_name=name, state=(0, 0, 0, 0), reason=reason, lasting=False)
     digest = hashlib.sha256(data).hexdigest()
     try:
         decoded = decode_bytes(data, path.name)
@@ -163,12 +167,14 @@ def _read_cache(cache: Path | None) -> dict[str, _Entry]:
     if cache is None or not cache.exists():
         return {}
     known = {}
-    with cache.open("rb+") as file:
+    raw = b"\n"
+    with cache.open("rb") as file:
         for raw in file:
             entry = _entry_of(raw)
             if entry is not None:
                 known[entry.file_name] = entry
-        if file.tell() and not raw.endswith(b"\n"):
+    if not raw.endswith(b"\n"):
+        with _kept_where_possible(), cache.open("ab") as file:
             file.write(b"\n")  # what is appended next must not join the torn line
     return known
 
@@ -181,7 +187,7 @@ def _check(values: dict[str, Any]) -> str:
 def _entry_of(raw: bytes) -> _Entry | None:
     try:
         values: dict[str, Any] = json.loads(raw)
-        size, mtime, inode = (int(number) for number in values["state"])
+        size, mtime, ctime, inode = (int(number) for number in values["state"])
         width, height = (int(number) for number in values["size"])
         texts = [values[key] for key in ("file_name", "sha256", "reason")] + list(values["notes"])
         as_written = values.pop("schema") == _SCHEMA and values.pop("check") == _check(values)
@@ -189,7 +195,7 @@ def _entry_of(raw: bytes) -> _Entry | None:
             return None
         return _Entry(
             file_name=texts[0],
-            state=(size, mtime, inode),
+            state=(size, mtime, ctime, inode),
             sha256=texts[1],
             size=(width, height),
             reason=texts[2],
@@ -204,9 +210,15 @@ def _compact_cache(cache: Path | None, entries: list[_Entry], known: dict[str, _
     lasting = [entry for entry in entries if entry.lasting]
     if cache is None or len(known) <= 2 * len(lasting):
         return
-    fresh = cache.with_name(cache.name + ".new")
-    with fresh.open("w", encoding="utf-8") as file:
+    with contextlib.suppress(PogdiffError), atomic_file(cache) as path, path.open("w", encoding="utf-8") as file:
         file.writelines(entry.line() for entry in lasting)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(cache)
+
+
+@contextlib.contextmanager
+def _kept_where_possible() -> Iterator[None]:
+    """On a disk that is full or read-only the scan goes on: it only takes as long the next time."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise

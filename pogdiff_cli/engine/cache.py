@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import time
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,10 +153,14 @@ class TensorCache:
 
     def _sweep(self) -> None:
         """Remove what killed processes left half written; a younger file may be another process's at work."""
-        for path in self.folder.glob(f"{HIDDEN}*"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _LEFT_BEHIND:
-                    path.unlink()
+        left = list(self.folder.glob(f"{HIDDEN}*"))
+        if left:
+            with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=self.folder, prefix=HIDDEN) as fresh:
+                now = os.fstat(fresh.fileno()).st_mtime  # by the file system's clock, which may not be this machine's
+                for path in left:
+                    with contextlib.suppress(OSError):
+                        if now - path.stat().st_mtime > _LEFT_BEHIND:
+                            path.unlink()
 
     def _admit(self, path: Path, *, check_all: bool) -> None:
         self._seen.add(path.name)

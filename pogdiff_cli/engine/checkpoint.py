@@ -47,18 +47,29 @@ def save(folder: Path, snapshot: Snapshot, *, keep: int | None) -> Path:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in snapshot.weights.values()):
         raise PogdiffError("The weights are not finite; they are not saved.", exit_code=Exit.NON_FINITE)
     path = folder / f"checkpoint-{snapshot.step:06d}"
-    with atomic_folder(path) as temporary:
-        for name in ("weights", "optimizer", "ema"):
-            save_file(_contiguous(getattr(snapshot, name)), temporary / f"{name}.safetensors")
+    parts = ("weights", "optimizer", "ema")
+    size = sum(tensor.nbytes for part in parts for tensor in getattr(snapshot, part).values())
+    with atomic_folder(path, size=size) as temporary:
+        for part in parts:
+            save_file(_contiguous(getattr(snapshot, part)), temporary / f"{part}.safetensors")
         (temporary / "state.json").write_text(json.dumps(snapshot.state, indent=1), encoding="utf-8")
         digests = {item.name: digest_bytes(item) for item in sorted(temporary.iterdir())}
         for item in temporary.iterdir():
             fsync_path(item)
         (temporary / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+    forget_after(folder, snapshot.step)  # of a past that was given up: they would pass for newer than this one
     if keep is not None:
         for old in checkpoints(folder)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def forget_after(folder: Path, step: int) -> int:
+    """Remove the checkpoints beyond ``step``; how many there were."""
+    beyond = [path for path in checkpoints(folder) if _step_of(path) > step]
+    for path in beyond:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(beyond)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -66,7 +77,11 @@ def checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if _NAME.match(path.name) and HIDDEN not in path.name]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.split("-")[1])
 
 
 def latest_whole(folder: Path) -> Path | None:

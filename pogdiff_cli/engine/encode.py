@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pogdiff_cli.data.buckets import nearest_buckets
-from pogdiff_cli.data.images import Resize, decode, to_array
+from pogdiff_cli.data.images import Resize, decode_known, to_array
 from pogdiff_cli.engine.cache import TensorCache
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.progress import Track, untracked
@@ -159,7 +159,7 @@ class _Pixels:
         self._arrays: dict[tuple[int, ...], dict[str, NDArray[np.float32]]] = {}
 
     def add(self, row: int, flip: bool) -> None:
-        image = decode(self._images.folder / self._images.file_names[row]).image
+        image = decode_known(self._images.folder / self._images.file_names[row], self._images.sha256[row])
         array = to_array(image, resolution=self._resolution, resize=self._resize, flip=flip, multiple=self._multiple)
         key = latent_key(self._images.sha256[row], flipped=flip)
         self._arrays.setdefault(array.shape, {})[key] = array

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
 
 import torch
@@ -10,9 +12,11 @@ from torch.utils.data import DataLoader
 
 from pogdiff_cli.engine.batches import Batches, HostBatch
 from pogdiff_cli.engine.terms import Batch
+from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.project.config import TrainConfig
 
+_LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\)+ (is killed by signal: [\w ]+|exited unexpectedly)")
 _TRANSFER = ("log_density", "transfer_draws", "transfer_x0", "transfer_log_density", "transfer_own")
 
 
@@ -38,6 +42,22 @@ def host_batches(
         if number % micro == 0:
             yield group
             group = []
+
+
+@contextlib.contextmanager
+def lost_workers_explained() -> Iterator[None]:
+    """A data worker that is killed raises wherever the training process is: say what happened."""
+    try:
+        yield
+    except RuntimeError as problem:
+        found = _LOST_WORKER.search(str(problem))
+        if found is None:
+            raise
+        raise PogdiffError(
+            f"A data worker is gone ({found[0]}).",
+            hint="SIGKILL is often the system's answer to a lack of memory; train.dataloader_num_workers=0 needs none. "
+            "Type the same command again to go on from the last whole checkpoint.",
+        ) from problem
 
 
 def on_device(host: HostBatch, adapter: Adapter, *, snr_gamma: float | None, layout: torch.memory_format) -> Batch:

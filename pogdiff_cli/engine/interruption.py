@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 set a flag; the save happens at a step's end; a second SIGINT exits now."""
+"""SIGINT, SIGTERM, SIGHUP and SIGUSR1 set a flag; the save happens at a step's end; a second SIGINT exits now."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ def listening() -> Iterator[Request]:
         request.stop = Exit.INTERRUPTED
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        request.stop = Exit.TERMINATED
+        del frame
+        request.stop = Exit(128 + number)
 
     def save(number: int, frame: FrameType | None) -> None:
         del number, frame
         request.save = True
 
     handlers = {signal.SIGINT: interrupt, signal.SIGTERM: terminate, signal.SIGUSR1: save}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup the terminal may go
+        handlers[signal.SIGHUP] = terminate
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield request

@@ -72,7 +72,7 @@ def launch(arguments: Sequence[str], plan: Launch) -> int:
             local_addr=None if plan.rdzv_endpoint else "localhost",
             max_restarts=plan.max_restarts,
             monitor_interval=0.1,
-            signals_to_handle="SIGHUP,SIGQUIT",  # the others are passed on, so that workers save before they end
+            signals_to_handle="SIGQUIT",  # the others are passed on, so that workers save before they end
         )
         try:
             elastic_launch(config, sys.executable)("-c", _WORKER, *arguments)
@@ -166,7 +166,7 @@ _KILLED = {-int(number) for number in (signal.SIGKILL, signal.SIGSEGV, signal.SI
 
 @contextmanager
 def _signals_passed_on(folder: Path) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGUSR1 go to the workers, which finish their step, save and end."""
+    """SIGINT, SIGTERM, SIGHUP and SIGUSR1 go to the workers, which finish their step, save and end."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         del frame
@@ -181,7 +181,9 @@ def _signals_passed_on(folder: Path) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pogdiff_cli.errors import Exit, PogdiffError
-from pogdiff_cli.project.atomic import write_text
+from pogdiff_cli.project.atomic import made_folder, write_text
 
 
 class MetricsLog:
@@ -24,7 +24,7 @@ class MetricsLog:
         self, path: Path, *, resumed_at: int, tensorboard: Path | None, as_saved: Mapping[str, Any] | None = None
     ) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made_folder(path.parent)
         self.intact = not resumed_at or as_saved is None or _begins(path, as_saved)
         kept = [line for line in read_metrics(path) if line["step"] <= resumed_at] if resumed_at else []
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

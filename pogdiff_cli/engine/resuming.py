@@ -10,6 +10,7 @@ from pogdiff_cli.engine.metrics_log import extent
 from pogdiff_cli.engine.state import State
 from pogdiff_cli.engine.world import World
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.project.atomic import fsync_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class Resuming:
 
     def save(self, state: State, *, step: int, skipped: int) -> None:
         """The main process writes, and all go on when it is whole."""
+        if self.world.main and self.metrics.is_file():
+            fsync_path(self.metrics)  # a checkpoint must not outlive the lines of the steps before it
         facts = {
             "step": step,
             "fingerprint": self.fingerprint,

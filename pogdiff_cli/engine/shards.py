@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pogdiff_cli.project.atomic import HIDDEN, explained, fsync_path
+from pogdiff_cli.project.atomic import HIDDEN, fsync_path, made_folder
 from pogdiff_cli.project.digests import digest_bytes, digest_value
+from pogdiff_cli.project.disk import explained, takes
 
 Keys = NDArray[np.uint8]
 _TORCH = {
@@ -137,12 +138,14 @@ def write_shard(folder: Path, keys: Keys, tensors: Mapping[str, Tensor]) -> Path
         Column(name=name.removeprefix(_PREFIX), dtype=names[t.dtype], shape=tuple(t.shape[1:]))
         for name, t in columns.items()
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=HIDDEN, suffix=".safetensors", dir=folder)
+    size = sum(tensor.nbytes for tensor in flat.values())
+    with explained(folder, lambda: takes(size)):
+        made_folder(folder)
+        descriptor, name = tempfile.mkstemp(prefix=f"{HIDDEN}shard-", suffix=".safetensors", dir=folder)
     os.close(descriptor)
     temporary = Path(name)
     try:
-        with explained(folder):
+        with explained(folder, lambda: takes(size)):
             save_file(flat, temporary, metadata={"index": _index_digest(layout, keys, checksums.numpy())})
             fsync_path(temporary)
             path = folder / f"{_named(temporary)}.safetensors"

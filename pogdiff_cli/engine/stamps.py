@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 from PIL.PngImagePlugin import PngInfo
 
-from pogdiff_cli.project.atomic import HIDDEN, explained, fsync_path
+from pogdiff_cli.project.atomic import atomic_file
 
 _KEYWORD = "pogdiff"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -26,17 +24,8 @@ def write_stamped(image: Any, path: Path, stamp: str) -> None:
         told.add_text(_KEYWORD, stamp)
     content = io.BytesIO()
     image.save(content, format="PNG", pnginfo=told)
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=HIDDEN, suffix=".png", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content.getbuffer())
-            os.chmod(name, 0o644)
-            fsync_path(Path(name))
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+    with atomic_file(path, size=content.getbuffer().nbytes) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def bears(path: Path, stamp: str) -> bool:

@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from pogdiff_cli.engine.batches import Batches, HostBatch
-from pogdiff_cli.engine.feed import host_batches, on_device
+from pogdiff_cli.engine.feed import host_batches, lost_workers_explained, on_device
 from pogdiff_cli.engine.interruption import Agreement, Request, listening
 from pogdiff_cli.engine.memory import OUT_OF_MEMORY, in_pieces, is_out_of_memory, keep_freed_memory, memory_explained
 from pogdiff_cli.engine.metrics_log import MetricsLog
@@ -137,6 +137,7 @@ class Trainer:
             request = stack.enter_context(listening())
             stack.enter_context(memory_explained(self.train))
             stack.enter_context(lost_processes_explained(self.world))
+            stack.enter_context(lost_workers_explained())
             log = self._open_log(stack, resumed_at)
             agreement = stack.enter_context(contextlib.closing(Agreement(self.world)))
             window = Window()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
+from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.project.atomic import HIDDEN, write_text
 
 PREFIX = "sha256:"
@@ -57,7 +59,8 @@ class Digests:
     def save(self) -> None:
         """Write what was learnt; losing it costs only time."""
         if self._cache is not None and self._changed:
-            write_text(self._cache, json.dumps({"digest": digest_value(self._known), "known": self._known}))
+            with contextlib.suppress(PogdiffError):  # a full or read-only disk: what was to be done is done
+                write_text(self._cache, json.dumps({"digest": digest_value(self._known), "known": self._known}))
             self._changed = False
 
     def _file(self, path: Path) -> str:

@@ -53,6 +53,7 @@ class StageRecord(Fact):
     holder: str = ""  # while it runs: which process on which machine has the devices
     versions: dict[str, str] = Field(default_factory=dict)
     started: str = ""
+    order: int = 0  # counts what was started in this project; a clock may go back
     duration_seconds: float = 0.0
     facts: dict[str, Any] = Field(default_factory=dict)
 
@@ -83,6 +84,11 @@ class Manifest(Fact):
             _, run, stage = key.split("/", 2)
             return self.runs.get(run, {}).get(stage)
         return self.stages.get(key)
+
+    def next_order(self) -> int:
+        """One more than that of anything started so far."""
+        every = [*self.stages.values(), *(record for run in self.runs.values() for record in run.values())]
+        return 1 + max((record.order for record in every), default=0)
 
     def put(self, key: str, record: StageRecord) -> None:
         """Set the record of ``caption`` or of ``runs/NAME/train``."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pogdiff_cli.metrics.registry import METRICS
 from pogdiff_cli.metrics.scores import Scores
+from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.report import curves, plots
 from pogdiff_cli.report.canvas import MARKERS, RUN_COLOURS, Plot
 from pogdiff_cli.report.content import ReportData, RunReport
@@ -41,16 +40,7 @@ class IdentityRow:
 
 def render(report: ReportData, path: Path) -> None:
     """Write the page; it appears whole or not at all."""
-    html = render_html(report)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(html)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_text(path, render_html(report))
 
 
 def render_html(report: ReportData) -> str:

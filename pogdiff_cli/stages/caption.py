@@ -22,7 +22,7 @@ from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.project.lineage import plan_caption
 from pogdiff_cli.project.yaml_reader import MAX_OWN_BYTES, read_yaml
 from pogdiff_cli.project.yaml_writer import dump_yaml
-from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
+from pogdiff_cli.stages.context import Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, load_dataset
 from pogdiff_cli.stages.describe import Described, describe
 from pogdiff_cli.stages.inputs import input_digests, load_adapter
@@ -37,7 +37,15 @@ def run(context: Context) -> Result:
     inputs = input_digests(context, plan, dataset)
     # asked before the manifest is told of this attempt
     known = context.world.agreed(lambda: _known_names(context))
-    return perform(context, plan, inputs, lambda attempt: _caption(context, dataset, attempt, known), hands="all")
+    return perform(
+        context,
+        plan,
+        inputs,
+        lambda attempt: _caption(context, dataset, known),
+        hands="all",
+        # or the next attempt would take them for names given before
+        clear=lambda: None if known else context.project.names.unlink(missing_ok=True),
+    )
 
 
 def read_names(context: Context) -> dict[str, str]:
@@ -46,11 +54,8 @@ def read_names(context: Context) -> dict[str, str]:
     return {str(identity): str(name) for identity, name in (values or {}).items()}
 
 
-def _caption(context: Context, dataset: Dataset, attempt: Attempt, known: Mapping[str, str]) -> Made:
+def _caption(context: Context, dataset: Dataset, known: Mapping[str, str]) -> Made:
     project, world = context.project, context.world
-    if world.main and attempt == "anew" and not known:
-        project.names.unlink(missing_ok=True)  # or the next attempt would take them for names given before
-    world.together()
     names = _names(context, dataset, known)
     requests = _requests(dataset, names)
     free = project.config.caption.captioner in _FREE

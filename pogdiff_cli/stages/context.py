@@ -7,8 +7,8 @@ import importlib.metadata
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from pogdiff_cli.engine.devices import Devices
 from pogdiff_cli.engine.world import World
 from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.progress import Track, untracked
-from pogdiff_cli.project.atomic import full_disk_explained
+from pogdiff_cli.project.atomic import full_disk_explained, sweep_for
 from pogdiff_cli.project.freshness import Freshness, as_asked, freshness
 from pogdiff_cli.project.integrity import refuse_damaged
 from pogdiff_cli.project.layout import Project
@@ -32,6 +32,10 @@ _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "faiss-
 
 def _silent(message: str) -> None:
     del message
+
+
+def _nothing() -> None:
+    """Nothing to clear."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +82,20 @@ Hands = Literal["main", "all"]
 
 
 def perform(
-    context: Context, plan: StagePlan, inputs: Mapping[str, str], body: Body, *, hands: Hands = "main"
+    context: Context,
+    plan: StagePlan,
+    inputs: Mapping[str, str],
+    body: Body,
+    *,
+    hands: Hands = "main",
+    clear: Callable[[], None] = _nothing,
 ) -> Result:
     """Run ``body`` unless the manifest shows that nothing changed; record it, last of all.
 
     The body is told whether an earlier attempt had the same parameters and inputs: then what that attempt left
-    behind is its own, and it goes on there; otherwise it starts anew. With ``all`` hands every process runs the
-    body; what it returns in the main one counts.
+    behind is its own, and it goes on there; otherwise it starts anew. ``clear`` then removes what a body that goes on
+    would take for its own; it does so before the manifest is told of this attempt, so that a crash in between leads
+    to it again. With ``all`` hands every process runs the body; what it returns in the main one counts.
     """
     world = context.world
     if not world.main:
@@ -104,15 +115,35 @@ def perform(
     refuse_damaged(project, [path for path in plan.inputs.values() if path is not None])
     if state.reasons and project.manifest().record(plan.key) is not None:
         context.say(f"{plan.key}: {'; '.join(state.reasons)}.")
-    lock = project.cache / "locks" / (plan.key.replace("/", "-") + ".lock")
     with (
-        project_lock(lock.parent, context.command, mode="shared"),
-        locked(lock, f"The stage '{plan.key}' of {project.root.name}", context.command),
+        project_lock(project.cache / "locks", context.command, mode="shared"),
+        stage_lock(context, plan),
         device_leases(context),
     ):
-        result = _run(context, plan, inputs, body, state, hands)
+        result = _run(context, plan, inputs, body, state, hands, clear)
     world.say({"result": asdict(result)})
     return result
+
+
+def stage_lock(context: Context, plan: StagePlan) -> AbstractContextManager[None]:
+    """One writer at a time: of a stage that all runs share, or of one run's folder, whatever is done there."""
+    project = context.project
+    folder, what = project.cache / "locks", f"The stage '{plan.key}' of {project.root.name}"
+    if not plan.key.startswith("runs/"):
+        return locked(folder / f"{plan.key}.lock", what, context.command)
+    run = plan.key.split("/")[1]
+    return locked(folder / f"runs-{run}.lock", f"The run '{run}' of {project.root.name}", context.command)
+
+
+@contextmanager
+def command_lock(context: Context, name: str) -> Iterator[None]:
+    """One writer at a time of what a command without a record writes."""
+    folder = context.project.cache / "locks"
+    with (
+        project_lock(folder, context.command, mode="shared"),
+        locked(folder / f"{name}.lock", f"'{name}' of {context.project.root.name}", context.command),
+    ):
+        yield
 
 
 def device_leases(context: Context) -> AbstractContextManager[None]:
@@ -135,11 +166,18 @@ def _lend_a_hand(context: Context, body: Body, hands: Hands) -> Result:
 
 
 def _run(
-    context: Context, plan: StagePlan, inputs: Mapping[str, str], body: Body, state: Freshness, hands: Hands
+    context: Context,
+    plan: StagePlan,
+    inputs: Mapping[str, str],
+    body: Body,
+    state: Freshness,
+    hands: Hands,
+    clear: Callable[[], None],
 ) -> Result:
     project = context.project
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     clock = time.monotonic()
+    known = project.manifest()
     record = StageRecord(
         command=context.command,
         state="running",
@@ -150,18 +188,24 @@ def _run(
         holder=f"process {os.getpid()} on {socket.gethostname()}",
         versions=versions(),
         started=started,
+        order=known.next_order(),
     )
-    before = project.manifest().record(plan.key)
+    before = known.record(plan.key)
     asked = None if before is None else as_asked(before, plan, inputs)
     same = asked is not None and asked.parameters == plan.parameters and asked.inputs == dict(inputs)
-    update(context, plan.key, record)
     attempt: Attempt = "go on" if same and context.mode != "force" else "anew"
+    for path in plan.outputs:
+        sweep_for(project.root / path)
+    if attempt == "anew":
+        clear()
+    update(context, plan.key, record)
     context.world.say({"attempt": attempt})
     try:
         with full_disk_explained(project.root), nullcontext() if hands == "all" else context.world.alone():
             made = body(attempt)
     except BaseException:
-        update(context, plan.key, record.model_copy(update={"state": "failed", "holder": ""}))
+        with suppress(Exception):  # on a full disk, say: 'running' without a holder says as much
+            update(context, plan.key, record.model_copy(update={"state": "failed", "holder": ""}))
         raise
     outputs = _digests(project, (*plan.outputs, *plan.extras))
     missing = [path for path in plan.outputs if path not in outputs]
@@ -193,6 +237,7 @@ def update(context: Context, key: str, record: StageRecord) -> None:
     """Put one record into the manifest on disk, under its lock."""
     project = context.project
     with locked(project.cache / "locks" / "manifest.lock", "The manifest", context.command, wait=30):
+        sweep_for(project.manifest_path)
         manifest = project.manifest()
         _stamp(manifest, context)
         manifest.put(key, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pogdiff_cli.data.records import Records, read_records
 from pogdiff_cli.data.scan import digest_of, refuse_too_many_problems, scan
 from pogdiff_cli.data.shots import shots
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.project.atomic import made_folder
 from pogdiff_cli.project.locks import locked
 from pogdiff_cli.stages.context import Context
 
@@ -64,8 +66,10 @@ def _load_dataset(context: Context) -> Dataset:
     project = context.project
     records = read_records(project.images, project.metadata)
     cache = project.cache / "scan.jsonl"
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    found = scan(records, project.images, cache=cache, track=context.track)
+    with contextlib.suppress(OSError):  # a project that may only be read is read all the same
+        made_folder(cache.parent)
+    known = cache if cache.parent.is_dir() else None
+    found = scan(records, project.images, cache=known, track=context.track)
     refuse_too_many_problems(found, at_most=project.config.data.max_unreadable)
     quarantined = {problem.file_name: problem.reason for problem in found.problems}
     _record_quarantine(context, quarantined)

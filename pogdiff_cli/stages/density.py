@@ -17,6 +17,7 @@ from pogdiff_cli.method import inverse_text_density
 from pogdiff_cli.models.density import density_diagnostics, fit_density
 from pogdiff_cli.project.atomic import atomic_folder, scratch_folder
 from pogdiff_cli.project.config import Config
+from pogdiff_cli.project.disk import reserve
 from pogdiff_cli.project.layout import Project
 from pogdiff_cli.project.lineage import plan_density
 from pogdiff_cli.stages.caption import caption_texts, read_names
@@ -137,6 +138,7 @@ def pooled_embeddings(context: Context, texts: Sequence[str], file: Path) -> NDA
         adapter.free_encoders()
     dim = cache.get(keys[:1], ["pooled"])["pooled"].shape[1]
     pooled = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(len(keys), dim))
+    reserve(file)
     starts = range(0, len(keys), _READ)
     for start in context.track(starts, "Reading text embeddings", len(starts)):
         part = keys[start : start + _READ]

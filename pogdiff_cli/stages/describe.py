@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pogdiff_cli.data.captions import CaptionRequest
 from pogdiff_cli.data.descriptions import Description, key_of, read_descriptions
-from pogdiff_cli.data.images import decode
+from pogdiff_cli.data.images import decode_known
 from pogdiff_cli.models.captioners import load_captioner
 from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.project.layout import Project
@@ -89,7 +89,7 @@ def _ask(context: Context, todo: Sequence[_Asked]) -> None:
     with LineWriter(path) as log:
 
         def ask(batch: Sequence[_Asked], pause: Pause) -> None:
-            images = [decode(each.path).image for each in batch]
+            images = [decode_known(each.path, each.image) for each in batch]
             texts = captioner.describe(images, [each.request for each in batch], pause=pause)
             log.append(
                 *(

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pogdiff_cli.data.images import decode
+from pogdiff_cli.data.images import decode_known
 from pogdiff_cli.engine.cache import TensorCache
-from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.extractors import Extractor, load_extractor
 from pogdiff_cli.project.digests import digest_value
+from pogdiff_cli.project.disk import reserve
 from pogdiff_cli.stages.context import Context
 from pogdiff_cli.stages.requirements import extractor_options
 
@@ -41,6 +41,7 @@ def embed(
 def copied_to(file: Path, cache: TensorCache, keys: Sequence[str], dim: int) -> NDArray[np.float32]:
     """Features (n, dim) in a new ``.npy`` file, memory-mapped: of any number of images."""
     vectors = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(len(keys), dim))
+    reserve(file)
     _copy(cache, keys, vectors)
     vectors.flush()
     return vectors
@@ -64,7 +65,7 @@ def fill_cache(
     chunks = [wanted[i : i + _CHUNK] for i in range(0, len(wanted), _CHUNK)]
     done = _Steps(context, label, len(wanted))
     for chunk in chunks:
-        images = (done(decode(_present(where[key])).image) for key in chunk)
+        images = (done(decode_known(where[key], key)) for key in chunk)
         found = extractor.embed(images, batch_size=batch_size)
         vectors = np.where(found.missing[:, None], np.nan, found.vectors).astype(np.float32)
         cache.add({key: {"vector": torch.from_numpy(vector)} for key, vector in zip(chunk, vectors, strict=True)})
@@ -78,12 +79,6 @@ def _copy(cache: TensorCache, keys: Sequence[str], vectors: NDArray[np.float32])
     for start in range(0, len(keys), _READ):
         part = keys[start : start + _READ]
         vectors[start : start + len(part)] = cache.get(part)["vector"].numpy()
-
-
-def _present(path: Path) -> Path:
-    if not path.is_file():
-        raise PogdiffError(f"{path} has vanished.", hint="Type the command again.", exit_code=Exit.DATA)
-    return path
 
 
 class _Steps:

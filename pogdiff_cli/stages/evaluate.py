@@ -19,7 +19,7 @@ from pogdiff_cli.metrics.inputs import ExtractorInfo, FeatureSet, IdentityFeatur
 from pogdiff_cli.metrics.registry import FEATURES_OF
 from pogdiff_cli.metrics.scores import Scores, read_scores
 from pogdiff_cli.models.extractors import Extractor
-from pogdiff_cli.project.atomic import write_text
+from pogdiff_cli.project.atomic import sweep, write_text
 from pogdiff_cli.project.config import EvaluateConfig
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.lineage import plan_evaluate
@@ -114,6 +114,7 @@ def _evaluate(context: Context, run: Run, dataset: Dataset, generated: list[Gene
     features = [_features(context, dataset, generated, extractor) for extractor in extractors.values()]
     if not context.world.main:
         return Made()
+    sweep(run.evaluation)
     human = human_ratings(context, run)
     judged = judge.run(context, dataset, generated, run) if "judge" in config.evaluate.metrics else None
     identities = _identities(context, dataset, generated, dict(zip(extractors, features, strict=True)))

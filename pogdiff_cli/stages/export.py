@@ -13,12 +13,13 @@ import torch
 from pogdiff_cli.engine import exports
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.scores import read_scores
+from pogdiff_cli.models.adapter import Adapter
 from pogdiff_cli.models.families import open_backbone
-from pogdiff_cli.project.atomic import atomic_file, atomic_folder, write_text
+from pogdiff_cli.project.atomic import atomic_file, atomic_folder, sweep_for, write_text
 from pogdiff_cli.project.integrity import refuse_damaged
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.report.model_card import CardFacts, model_card
-from pogdiff_cli.stages.context import Context
+from pogdiff_cli.stages.context import Context, command_lock
 from pogdiff_cli.stages.dataset import groups, load_dataset
 from pogdiff_cli.stages.inputs import backbone_folder
 
@@ -67,6 +68,16 @@ def run(
     base = run.final if whole else backbone_folder(context)
     adapter = open_backbone(base, device=torch.device("cpu"))
     card = model_card(_facts(context, run, adapter.family))
+    with command_lock(context, "export"):
+        sweep_for(path)
+        beside = _write(adapter, run, base, format=format, path=path, card=card, precision=precision)
+    return Exported(run=run.name, format=format, path=str(path), card=str(beside), bytes=_size(path))
+
+
+def _write(
+    adapter: Adapter, run: Run, base: Path, *, format: Format, path: Path, card: str, precision: exports.Precision
+) -> Path:
+    """The weights and the card; where the card is."""
     if format in _FOLDERS:
         with atomic_folder(path) as folder:
             if format == "diffusers":
@@ -74,16 +85,15 @@ def run(
             else:
                 exports.write_peft(adapter, run.final, folder)
             (folder / "README.md").write_text(card, encoding="utf-8")
-        beside = path / "README.md"
-    else:
-        with atomic_file(path) as file:
-            if format == "single-file":
-                exports.write_single_file(adapter, base, run.final, file, precision)
-            else:
-                exports.write_kohya(adapter, base, run.final, file)
-        beside = path.with_suffix(".md")
-        write_text(beside, card)
-    return Exported(run=run.name, format=format, path=str(path), card=str(beside), bytes=_size(path))
+        return path / "README.md"
+    with atomic_file(path) as file:
+        if format == "single-file":
+            exports.write_single_file(adapter, base, run.final, file, precision)
+        else:
+            exports.write_kohya(adapter, base, run.final, file)
+    beside = path.with_suffix(".md")
+    write_text(beside, card)
+    return beside
 
 
 def _refuse_taken(context: Context, format: Format, path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pogdiff_cli.data.buckets import bucket_sizes, nearest_buckets
 from pogdiff_cli.data.copies import difference_hash, near_copies
-from pogdiff_cli.data.images import decode
+from pogdiff_cli.data.images import decode_known
 from pogdiff_cli.data.records import Records, read_records
 from pogdiff_cli.data.scan import Scan, scan
 from pogdiff_cli.data.summary import summarise
@@ -68,10 +68,10 @@ def _near_duplicates(context: Context, records: Records, found: Scan) -> list[li
     if len(rows) > _COMPARED_AT_MOST:
         context.say(f"More than {_COMPARED_AT_MOST} images: they are not searched for near duplicates.")
         return []
-    names = [records.file_names[row] for row in rows]
     hashes = (
-        (name, difference_hash(decode(context.project.images / name).image))
-        for name in context.track(names, "Comparing images", len(names))
+        (name, difference_hash(decode_known(context.project.images / name, found.sha256[row])))
+        for row in context.track(rows.tolist(), "Comparing images", len(rows))
+        for name in [records.file_names[row]]
     )
     return near_copies(hashes)
 

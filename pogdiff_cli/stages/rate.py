@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.ratings import RatedItem
-from pogdiff_cli.project.atomic import write_text
+from pogdiff_cli.project.atomic import sweep_for, write_text
 from pogdiff_cli.project.config import Config, dotted
 from pogdiff_cli.project.integrity import refuse_damaged
 from pogdiff_cli.project.layout import Run
@@ -113,6 +113,7 @@ def _write(context: Context, subjects: Sequence[_Subject], samples: Mapping[str,
     write_key(
         context.project, RatingKey(page=page.digest, secret=secret, protocol=protocol, samples=samples, items=items)
     )
+    sweep_for(path)
     write_text(path, page.html)
     kinds = [entry.key.kind for entry in entries]
     return Made(

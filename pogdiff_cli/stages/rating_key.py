@@ -60,7 +60,8 @@ def write_key(project: Project, key: RatingKey) -> None:
     if path.is_file():
         old = read_key(path)
         if old.page != key.page:
-            path.replace(_archived(path, old.page))
+            # copied, not moved: the secret in it must be there whenever the program stops
+            write_text(_archived(path, old.page), path.read_text(encoding="utf-8"))
     write_text(path, json.dumps({"schema": SCHEMA, **dataclasses.asdict(key)}, indent=1, ensure_ascii=False))
 
 

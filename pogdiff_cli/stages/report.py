@@ -15,6 +15,7 @@ from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.compare import Comparison
 from pogdiff_cli.metrics.ratings import HUMAN, read_human
 from pogdiff_cli.metrics.scores import read_scores
+from pogdiff_cli.project.atomic import sweep_for
 from pogdiff_cli.project.integrity import damaged, refuse_damaged
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.manifest import StageRecord
@@ -23,7 +24,7 @@ from pogdiff_cli.report.page import render
 from pogdiff_cli.report.paper import reference_tables
 from pogdiff_cli.stages.caption import read_names
 from pogdiff_cli.stages.compare import SCORES
-from pogdiff_cli.stages.context import Context, Result
+from pogdiff_cli.stages.context import Context, Result, command_lock
 from pogdiff_cli.stages.dataset import Dataset, groups, load_dataset
 from pogdiff_cli.stages.density import inverse_density
 from pogdiff_cli.stages.embedding_maps import embedding_maps
@@ -72,8 +73,10 @@ def run(
         warnings=(*_warnings(context, dataset), *_outdated(context, dataset, runs)),
     )
     if context.mode != "dry-run":
-        for page in context.track([data], "Writing the report", 1):
-            render(page, path)
+        with command_lock(context, "report"):
+            sweep_for(path)
+            for page in context.track([data], "Writing the report", 1):
+                render(page, path)
     state: Any = "planned" if context.mode == "dry-run" else "done"
     facts = {"report": path.name, "runs": [item.name for item in runs]}
     return Result(key="report", state=state, facts=facts)

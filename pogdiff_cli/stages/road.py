@@ -78,7 +78,7 @@ def last_run(project: Project) -> Run:
         raise PogdiffError(
             "This project has no trained run yet.", hint="Run 'pogdiff train' first.", exit_code=Exit.MISSING
         )
-    return project.run(max(trained, key=lambda name: trained[name].started))
+    return project.run(max(trained, key=lambda name: (trained[name].order, trained[name].started)))
 
 
 def status(context: Context, runs: list[str]) -> list[Freshness]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,14 +11,14 @@ from pogdiff_cli.data.records import safe_folder
 from pogdiff_cli.engine.sampler import ImageRequest, batches, encode_prompts, generate, missing
 from pogdiff_cli.engine.tuning import base_dtype, load_final, load_final_text
 from pogdiff_cli.errors import Exit, PogdiffError
-from pogdiff_cli.project.atomic import atomic_file, sweep, write_text
+from pogdiff_cli.project.atomic import atomic_file, put_away, sweep, write_text
 from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.lineage import plan_sample
 from pogdiff_cli.report.contact_sheet import Row, write_contact_sheet
 from pogdiff_cli.report.content import Picture
 from pogdiff_cli.stages.caption import read_names
-from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
+from pogdiff_cli.stages.context import Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import groups, load_dataset
 from pogdiff_cli.stages.inputs import backbone_folder, input_digests, load_adapter
 from pogdiff_cli.stages.preview import sampling_settings
@@ -40,13 +39,21 @@ def run(context: Context, run: Run) -> Result:
     plan = plan_sample(project.config, run.name)
     inputs = input_digests(context, plan, None)
     of = digest_value([inputs["final"], inputs["model"]])
-    return perform(context, plan, inputs, lambda attempt: _sample(context, run, attempt, of), hands="all")
+    return perform(
+        context,
+        plan,
+        inputs,
+        lambda attempt: _sample(context, run, of),
+        hands="all",
+        clear=lambda: put_away(run.samples),
+    )
 
 
-def _sample(context: Context, run: Run, attempt: Attempt, of: str) -> Made:
+def _sample(context: Context, run: Run, of: str) -> Made:
     sample = context.project.config.sample
     if context.world.main:
-        _make_room(run, attempt)
+        for folder in (run.samples, *run.samples.glob("*/")):  # what a killed process was writing
+            sweep(folder)
     context.world.together()
     names = read_names(context)
     wanted = _images_wanted(context, list(names))
@@ -102,13 +109,6 @@ def _sample(context: Context, run: Run, attempt: Attempt, of: str) -> Made:
     _write_contact_sheet(run, requests, names)
     facts = {"images": len(everything), "generated": len(todo), "kept": len(everything) - len(todo)}
     return Made(facts=facts | {"identities": len(requests), "scheduler": _scheduler_name(context)})
-
-
-def _make_room(run: Run, attempt: Attempt) -> None:
-    if attempt == "anew":
-        shutil.rmtree(run.samples, ignore_errors=True)
-    for folder in (run.samples, *run.samples.glob("*/")):  # what a killed process was writing
-        sweep(folder)
 
 
 def _scheduler_name(context: Context) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from pogdiff_cli.data.sampling import exposure
 from pogdiff_cli.engine.batches import Batches
-from pogdiff_cli.engine.checkpoint import damaged
+from pogdiff_cli.engine.checkpoint import damaged, forget_after
 from pogdiff_cli.engine.encode import encode_texts
 from pogdiff_cli.engine.launch import restarts
 from pogdiff_cli.engine.metrics_log import read_metrics
@@ -22,7 +22,7 @@ from pogdiff_cli.engine.tuning import write_final
 from pogdiff_cli.engine.world import World
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.models.adapter import Adapter
-from pogdiff_cli.project.atomic import atomic_folder, sweep, write_text
+from pogdiff_cli.project.atomic import atomic_folder, made_folder, sweep, write_text
 from pogdiff_cli.project.config import Config
 from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.project.layout import Run
@@ -105,7 +105,7 @@ def _make_room(context: Context, run: Run) -> None:
     anew = context.mode == "force" or config.train.resume_from_checkpoint == "none"
     if anew and restarts() == 0:
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-    run.folder.mkdir(parents=True, exist_ok=True)
+    made_folder(run.folder)
     for folder in (run.folder, run.checkpoints):
         sweep(folder)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -166,7 +166,9 @@ def _say_where(context: Context, run: Run, resumed: int, attempt: Attempt) -> No
         context.say(f"{run.name} goes on at step {resumed}.")
     elif attempt == "anew" and run.checkpoints.is_dir():
         context.say(f"{run.name} was trained with other settings before: it starts anew, and its old checkpoints go.")
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    # also where an earlier attempt was to remove them and was stopped before it came to that: left there, they would
+    # pass for newer than those that are still to be written
+    forget_after(run.checkpoints, resumed)
 
 
 def _facts(context: Context, run: Run, dataset: Dataset, batches: Batches, outcome: Outcome) -> dict[str, Any]:
