@@ -186,6 +186,9 @@ def assert_as_if_made_today(day: Day, fresh: Path) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(image.read_bytes())
     day.write(fresh)
+    (fresh / "artifacts").mkdir()
+    names = day.root / "artifacts" / "names.yaml"  # names once given stay, whatever becomes of the seed
+    (fresh / "artifacts" / "names.yaml").write_bytes(names.read_bytes())
     made = pogdiff("run", "-C", fresh, "--gpus", "none")
     assert made.status == 0, made.err
     for pattern in (f"runs/{RUN}/final/**/*", f"runs/{RUN}/samples/**/*", f"runs/{RUN}/evaluation/*"):

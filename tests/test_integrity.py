@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from pogdiff_cli.data.descriptions import Description, read_descriptions
 from pogdiff_cli.data.records import read_records
 from pogdiff_cli.data.scan import scan
 from pogdiff_cli.engine import checkpoint
@@ -28,6 +29,7 @@ from pogdiff_cli.project.config import TrainConfig
 from pogdiff_cli.project.digests import Digests, digest_bytes
 from pogdiff_cli.project.integrity import damaged, refuse_damaged
 from pogdiff_cli.project.layout import Project, open_project
+from pogdiff_cli.project.line_log import LineWriter
 from pogdiff_cli.project.manifest import Manifest, StageRecord, read_manifest, write_manifest
 
 
@@ -267,3 +269,23 @@ def test_a_lora_has_the_same_bytes_each_time_it_is_written(tmp_path: Path, tiny_
     layers = load_file(tmp_path / "0" / LORA_FILE)
     assert len(layers) > 0
     assert type(load_final(adapter, tmp_path / "0")).__name__ == "UNet2DConditionModel"
+
+
+def test_a_flipped_bit_in_an_answer_that_was_paid_for_is_named_by_its_line(tmp_path: Path) -> None:
+    path, draw = tmp_path / "descriptions.jsonl", random.Random(3)
+    with LineWriter(path) as log:
+        log.append(
+            Description(key="a", image="1", captioner="hf:x", name="", text="A woman in a garden."),
+            Description(key="b", image="2", captioner="hf:x", name="", text="\u00e9t\u00e9"),
+        )
+    written, whole = path.read_bytes(), read_descriptions(path)
+    assert len(whole) == 2
+    lines = written.count(b"\n")
+    for _ in range(200):
+        place = draw.randrange(len(written) - 1)
+        content = bytearray(written)
+        content[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        with pytest.raises(PogdiffError, match=rf"descriptions\.jsonl:[1-{lines}]: not") as caught:
+            read_descriptions(path)
+        assert "Remove the line" in str(caught.value.hint)

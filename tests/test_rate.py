@@ -508,6 +508,14 @@ def test_a_damaged_key_is_said_to_be_one(rated: TinyProject, tmp_path: Path, dam
     assert (said.status, "is no key of a rating page" in said.err) == (Exit.MISSING, True)
 
 
+def test_a_key_in_which_one_character_has_changed_unblinds_nothing(rated: TinyProject, tmp_path: Path) -> None:
+    folder = saved(rated, tmp_path / "answers", export(rated, "Ann", {}))
+    key = rated.root / "artifacts/rating/rating_key.json"
+    key.write_text(key.read_text().replace("vanilla", "vanillb", 1))
+    said = rated("rate", "--merge", folder)
+    assert (said.status, "is not the key that 'pogdiff rate' wrote" in said.err) == (Exit.MISSING, True)
+
+
 # ---- the metric -----------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pogdiff_cli.errors import Exit, PogdiffError
+from pogdiff_cli.project.digests import digest_value
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -40,9 +41,20 @@ def read_lines(path: Path, parse: Callable[[dict[str, Any]], T | None], *, what:
 def _parsed(line: bytes, parse: Callable[[dict[str, Any]], T | None]) -> T | None:
     try:
         values = json.loads(line)
-        return parse(values) if isinstance(values, dict) else None
+        if not isinstance(values, dict) or ("check" in values and values.pop("check") != _check(values)):
+            return None
+        return parse(values)
     except (ValueError, TypeError, RecursionError):
         return None
+
+
+def _check(values: dict[str, Any]) -> str:
+    """What tells a line that was appended from one in which a bit has flipped since. Older lines have none."""
+    return digest_value(values).removeprefix("sha256:")[:16]
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps({**values, "check": _check(values)}, ensure_ascii=False) + "\n"
 
 
 class LineWriter:
@@ -64,7 +76,7 @@ class LineWriter:
 
     def append(self, *values: DataclassInstance) -> None:
         """Write a line each and flush them to the disk, or leave the file as it was."""
-        lines = "".join(json.dumps(asdict(value), ensure_ascii=False) + "\n" for value in values)
+        lines = "".join(_line(asdict(value)) for value in values)
         data = lines.encode("utf-8", "surrogatepass")
         with self._lock:
             before = self._file.seek(0, os.SEEK_END)

@@ -14,6 +14,7 @@ from pogdiff_cli.metrics.ratings import HUMAN, HumanScores, Rater, rate_run, wei
 from pogdiff_cli.metrics.scores import GROUPS
 from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.project.digests import digest_value
+from pogdiff_cli.project.integrity import damaged
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.lineage import StagePlan
 from pogdiff_cli.report.tables import Table, to_csv
@@ -41,12 +42,24 @@ class _Answers:
 
 def merge(context: Context, paths: Iterable[Path], *, key_file: Path | None = None) -> Merged:
     """Write ``runs/NAME/evaluation/human.json`` and ``human.csv`` of every run on the page."""
-    project = context.project
-    key = read_key(key_file or key_path(project))
+    key = read_key(key_file) if key_file else _own_key(context)
     answers = _gather(context, paths, key)
     scores = tuple(_scores(context, name, key, answers) for name in key.samples)
     results = tuple(_record(context, one, key) for one in scores)
     return Merged(results=results, scores=scores)
+
+
+def _own_key(context: Context) -> RatingKey:
+    """The key of the page that was written last; it cannot be made again, and a changed one would unblind wrongly."""
+    path = key_path(context.project)
+    key = read_key(path)
+    if damaged(context.project, [path.relative_to(context.project.root).as_posix()]):
+        raise PogdiffError(
+            f"{path} is not the key that 'pogdiff rate' wrote: it was changed or damaged since.",
+            hint="Restore it from a backup; without it answers cannot be unblinded.",
+            exit_code=Exit.MISSING,
+        )
+    return key
 
 
 def _gather(context: Context, paths: Iterable[Path], key: RatingKey) -> _Answers:
