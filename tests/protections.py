@@ -1016,8 +1016,8 @@ INERT = (
         "inert",
         "terminal: nor in JSON",
         "cli/console.py",
-        "sys.stdout.write(inert_json(text)",
-        "sys.stdout.write((text)",
+        "self._write(inert_json(json.dumps(",
+        "self._write((json.dumps(",
         _TERMINAL + "test_every_way_to_the_terminal_is_inert",
     ),
     _(
