@@ -11,7 +11,20 @@ from pathlib import Path
 
 import pytest
 from conftest import TinyProject
-from faults import CRASHED, Moment, copied, crashed, facts, in_child, leftovers, moments_of, results, typed, watched
+from faults import (
+    CRASHED,
+    Moment,
+    When,
+    copied,
+    crashed,
+    facts,
+    in_child,
+    leftovers,
+    moments_of,
+    results,
+    typed,
+    watched,
+)
 
 from pogdiff_cli.cli.app import _status
 from pogdiff_cli.project.manifest import Manifest, write_manifest
@@ -117,6 +130,20 @@ def test_images_of_a_command_that_crashes_again_and_again_are_those_of_one_that_
     as_if_nothing_had_happened(stale, whole)
     images = [name for name in before if name.endswith(".png")]
     assert [name for name in images if results(stale)[name] == before[name]] == []  # none is of the settings before
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_lets_no_name_of_another_kind_survive(finished: TinyProject, tmp_path: Path, when: When) -> None:
+    project = copied(finished, tmp_path / "project", "caption.names=keep")
+    names = project.root / "artifacts" / "names.yaml"
+    words = ("caption", "--gpus", "none")
+    generic = names.read_bytes()
+    assert in_child(partial(_status, typed(project, *words))) == 0
+    assert "Lovelace: Ada Lovelace" in names.read_text()
+    again = ("caption", "--gpus", "none", "--set", "caption.names=generic")
+    assert crashed(project, Moment(call="replace", path="manifest.yaml", count=1, when=when), *again)
+    assert in_child(partial(_status, typed(project, *again))) == 0
+    assert names.read_bytes() == generic
 
 
 @pytest.mark.slow

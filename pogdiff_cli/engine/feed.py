@@ -46,18 +46,27 @@ def host_batches(
 
 @contextlib.contextmanager
 def lost_workers_explained() -> Iterator[None]:
-    """A data worker that is killed raises wherever the training process is: say what happened."""
+    """A data worker that is killed raises wherever the training process is, or leaves it with half a message."""
     try:
         yield
-    except RuntimeError as problem:
-        found = _LOST_WORKER.search(str(problem))
-        if found is None:
+    except (RuntimeError, EOFError, OSError) as problem:
+        how = _lost(problem)
+        if how is None:
             raise
         raise PogdiffError(
-            f"A data worker is gone ({found[0]}).",
+            f"A data worker is gone ({how}).",
             hint="SIGKILL is often the system's answer to a lack of memory; train.dataloader_num_workers=0 needs none. "
             "Type the same command again to go on from the last whole checkpoint.",
         ) from problem
+
+
+def _lost(problem: RuntimeError | EOFError | OSError) -> str | None:
+    if isinstance(problem, RuntimeError):
+        found = _LOST_WORKER.search(str(problem))
+        return None if found is None else found[0]
+    # it was sending a tensor: the connection ends, is reset, or its socket is no longer there
+    socket = isinstance(problem, FileNotFoundError) and problem.filename is None
+    return "it left amid a message" if socket or isinstance(problem, (EOFError, ConnectionError)) else None
 
 
 def on_device(host: HostBatch, adapter: Adapter, *, snr_gamma: float | None, layout: torch.memory_format) -> Batch:
