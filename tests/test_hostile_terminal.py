@@ -96,6 +96,7 @@ def test_a_command_line_that_is_wrong_is_repeated_without_its_escapes(pogdiff: C
         ("\x1b[31mtrain",),
         ("train", "--set\x1b]0;title\x07", "x=1"),
         ("train", "--set\x9b2J", "x=1"),
+        ("train", "a\x1b]0;title\x07\x9b2J.png"),  # a file's name that a shell has put there
         ("rate", "-C", tmp_path, "--merge", "\x9b.json"),
     ):
         said = pogdiff(*words)
