@@ -37,6 +37,7 @@ class Stream(IntEnum):
     PHOTO = 14  # order of one identity's photos
     SAMPLE = 15  # initial latents of generated images
     CROP = 16
+    PRIOR = 17  # which class image a slot of prior preservation takes
 
 
 def generator(seed: int, stream: Stream, step: int, slot: int) -> Generator:

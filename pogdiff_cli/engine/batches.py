@@ -75,6 +75,7 @@ class Batches(Dataset[list[HostBatch]]):
         self.texts = texts
         self.micro_batches = micro_batches
         self.rank, self.world = rank, world
+        self.prior: Dataset[list[HostBatch]] | None = None  # further batches of each micro-batch
         self._condition = [name for name in texts.names if name.startswith(CONDITION)]
         self._by_identity = np.argsort(rows.identity, kind="stable")
         self._identity_counts = np.unique(rows.identity, return_counts=True)[1]
@@ -82,7 +83,7 @@ class Batches(Dataset[list[HostBatch]]):
 
     def __getitem__(self, item: int) -> list[HostBatch]:
         step, micro = divmod(item, self.micro_batches)
-        return self.draw(step, self.slots(micro))
+        return self.draw(step, self.slots(micro)) + ([] if self.prior is None else self.prior[item])
 
     def slots(self, micro: int) -> Integers:
         """The slots of the global batch that this rank's micro-batch ``micro`` holds."""

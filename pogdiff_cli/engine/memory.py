@@ -20,7 +20,7 @@ from pogdiff_cli.project.config import TrainConfig
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)  # the last only where it says so
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 #: Fields of a host batch that do not have one row for each of its rows.
-_OTHER_ROWS = {"facts", "neighbour", "neighbour_rows", "neighbour_psi", "transfer_x0", "transfer_log_density"}
+_OTHER_ROWS = {"kind", "facts", "neighbour", "neighbour_rows", "neighbour_psi", "transfer_x0", "transfer_log_density"}
 
 
 def in_pieces(batch: HostBatch, pieces: int) -> list[HostBatch]:

@@ -78,6 +78,7 @@ class HostBatch:
     transfer_x0: Tensor | None = None  # (c, ...)
     transfer_log_density: Tensor | None = None  # (c,)
     transfer_own: Tensor | None = None  # (b,): which candidate each row is
+    kind: Literal["data", "prior"] = "data"
     facts: dict[str, float] = field(default_factory=dict)  # means over all rows of the micro-batch, whatever shape
 
     def pin_memory(self) -> HostBatch:

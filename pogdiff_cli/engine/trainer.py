@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from pogdiff_cli.engine.network import Network
 from pogdiff_cli.engine.objectives import Objective
 from pogdiff_cli.engine.optimizer import GuardedStep, make_optimizer
 from pogdiff_cli.engine.parallel import lost_processes_explained, unsynchronised
+from pogdiff_cli.engine.prior import PriorLoss
 from pogdiff_cli.engine.resuming import Resuming
 from pogdiff_cli.engine.state import State
 from pogdiff_cli.engine.terms import Outcome, Taken
@@ -175,8 +177,9 @@ class Trainer:
         """One optimizer step. Where the memory does not suffice and halving is allowed: in smaller pieces."""
         while True:
             pieces = [piece for batch in group for piece in in_pieces(batch, self.pieces)]
+            rows = Counter[str](batch.kind for batch in group for _ in batch.rows)
             try:
-                return self._attempt(pieces, rows=sum(len(batch.rows) for batch in group))
+                return self._attempt(pieces, rows=rows)
             except OUT_OF_MEMORY as problem:
                 cannot = self.train.on_out_of_memory == "stop" or self.world.size > 1
                 if cannot or not is_out_of_memory(problem) or len(pieces) >= sum(len(b.rows) for b in group):
@@ -186,13 +189,15 @@ class Trainer:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _attempt(self, pieces: list[HostBatch], *, rows: int) -> Taken:
+    def _attempt(self, pieces: list[HostBatch], *, rows: Mapping[str, int]) -> Taken:
         parts: dict[str, Tensor] = {}
         for number, host in enumerate(pieces, start=1):
             with unsynchronised(self.network.forward, "last" if number == len(pieces) else "not last"):
                 with self.autocast():
                     batch = on_device(host, self.adapter, snr_gamma=self.train.snr_gamma, layout=self.layout)
-                    loss = self.objective(self.predict, batch, denominator=rows)
+                    prior = PriorLoss(weight=self.train.prior_loss_weight)
+                    objective = prior if host.kind == "prior" else self.objective
+                    loss = objective(self.predict, batch, denominator=rows[host.kind])
                 self.scaler.scale(loss.value).backward()
             for name, value in loss.parts.items():  # they add up over micro-batches, as the loss does
                 parts[name] = parts.get(name, torch.zeros_like(value)) + value

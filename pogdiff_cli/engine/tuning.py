@@ -31,10 +31,13 @@ LORA_CONFIG = "adapter_config.json"
 
 def base_dtype(train: TrainConfig, device: torch.device) -> torch.dtype:
     """Of the denoiser's weights: float32 where they are trained, else the precision in which they are computed."""
+    return torch.float32 if train.tuning == "full" else half_dtype(train, device)
+
+
+def half_dtype(train: TrainConfig, device: torch.device) -> torch.dtype:
+    """Of weights that nobody trains: what ``train.mixed_precision`` names, where the device has it."""
     half = HALF.get(train.mixed_precision, torch.float32)
-    if train.tuning == "full" or (half == torch.float16 and device.type == "cpu"):
-        return torch.float32
-    return half
+    return torch.float32 if half == torch.float16 and device.type == "cpu" else half
 
 
 def prepare(denoiser: Any, train: TrainConfig, lora_targets: tuple[str, ...]) -> None:

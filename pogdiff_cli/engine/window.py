@@ -28,7 +28,7 @@ class Window:
         self._finite = self._finite + finite
         for name, value in parts.items():
             self._measured[name] = self._measured.get(name, 0.0) + value
-        for batch in micro_batches:
+        for batch in (each for each in micro_batches if each.kind == "data"):
             self._rows += len(batch.rows)
             for name, fact in batch.facts.items():
                 self._facts[name] = self._facts.get(name, 0.0) + fact * len(batch.rows)

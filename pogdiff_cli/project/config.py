@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from pogdiff_cli.project.endpoint_config import EndpointSection
 from pogdiff_cli.project.judge_config import JudgeConfig
+from pogdiff_cli.project.rate_config import RateConfig
 from pogdiff_cli.project.section import OPERATIONAL, Section
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")  # a run's name is its folder's
@@ -99,6 +100,11 @@ class TrainConfig(Section):
     text_encoder_rank: int = Field(16, ge=1)
     text_encoder_lr: float | None = Field(None, gt=0)  # None: learning_rate
 
+    class_prompts: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # prior preservation: empty, none
+    class_images: str | None = None  # None: the base draws them
+    num_class_images: int = Field(100, ge=1)
+    prior_loss_weight: float = Field(1.0, ge=0)
+
     max_train_steps: int = Field(6000, ge=1)  # Sec. 4.1: 6,000 for the small and medium sets, 12,000 for large
     train_batch_size: int = Field(8, ge=1)  # Sec. 4.1, per device
     gradient_accumulation_steps: int = Field(1, ge=1)
@@ -138,6 +144,11 @@ class TrainConfig(Section):
     dataloader_num_workers: int | None = Field(None, ge=0, json_schema_extra=OPERATIONAL)  # 2 with a GPU, else 0
     parallel: Literal["ddp", "fsdp"] = Field("ddp", json_schema_extra=OPERATIONAL)
     on_out_of_memory: Literal["stop", "halve"] = Field("stop", json_schema_extra=OPERATIONAL)
+
+    @property
+    def preserves_prior(self) -> bool:
+        """Whether rows of the class are added to each step."""
+        return bool(self.class_prompts) and self.prior_loss_weight > 0
 
     @field_validator("resume_from_checkpoint")
     @classmethod
@@ -197,23 +208,6 @@ class EvaluateConfig(Section):
     @classmethod
     def _all_commented_out(cls, value: Any) -> Any:
         return {} if value is None else value
-
-
-class RateConfig(Section):
-    """What raters are shown and asked, and what becomes of a rater who does not look."""
-
-    protocol: Literal["same", "similarity"] = "same"  # App. B, Table 3: the same person (1.0) or not (0.0)
-    subject: str = Field("person", min_length=1, max_length=40)
-    groups: tuple[Literal["few", "medium", "many"], ...] = Field(("few", "medium", "many"), min_length=1)
-    identities_per_group: int = Field(20, ge=1)
-    images_per_identity: int = Field(5, ge=1)  # App. B
-    references: int = Field(2, ge=1, le=6)
-    repeats: float = Field(0.1, ge=0, le=1)
-    attention_checks: int = Field(6, ge=0)
-    attention_pass: float = Field(0.8, gt=0, le=1)
-    failed_raters: Literal["keep", "exclude"] = "keep"
-    image_side: int = Field(256, ge=64, le=1024)
-    max_megabytes: int = Field(25, ge=1, le=200)
 
 
 class Config(Section):

@@ -9,14 +9,8 @@ from typing import Any
 from pogdiff_cli.project.config import Config, dotted
 from pogdiff_cli.project.layout import Project
 from pogdiff_cli.project.manifest import StageRecord
+from pogdiff_cli.project.unread_keys import unread_keys
 
-#: Keys of ``train`` that only one method reads; the others' never make its run stale.
-_METHOD_KEYS = {
-    "pogdiff": {"a1", "a2", "a3", "psi_terms", "neighbour_grad", "roulette"},
-    "cbdm": {"cbdm_tau", "cbdm_gamma", "cbdm_uniform", "cbdm_drop"},
-    "t2h": {"t2h_temperature"},
-    "vanilla": set(),
-}
 #: Keys of ``caption`` that only some captioners read.
 _CAPTIONER_KEYS = {("template",): ("prompts",), ("hf", "openai"): ("instruction", "options")}
 #: How log densities become weights (Eq. 11): training does that, and one density serves runs that differ in it.
@@ -25,7 +19,6 @@ _INVERSE_KEYS = ("density.scale", "density.temperature", "density.mean")
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
 #: Those that decide how many tokens of a caption come before its name.
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
-_LORA_KEYS = {"rank", "lora_alpha", "lora_targets", "use_dora"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +109,9 @@ def plan_train(config: Config, run: str) -> StagePlan:
     if (method == "pogdiff" and "inv_density" in train.psi_terms) or method == "t2h":
         inputs["density"] = "artifacts/density"
         after.append("fit-density")
-    ignored = {f"train.{key}" for other, keys in _METHOD_KEYS.items() if other != method for key in keys}
-    if method == "cbdm":
-        ignored.add("train.caption_dropout")  # its one coin a batch takes that place
-    if train.tuning == "full":
-        ignored |= {f"train.{key}" for key in _LORA_KEYS}
-    if not train.train_text_encoder:
-        ignored |= {"train.text_encoder_rank", "train.text_encoder_lr"}
-    if not train.use_ema:
-        ignored.add("train.ema_decay")
+    if train.preserves_prior and train.class_images is not None:
+        inputs["class images"] = train.class_images
+    ignored = unread_keys(config.train)
     shape = _INVERSE_KEYS if method == "pogdiff" and "density" in inputs else ()
     wanted = _pick(config, "seed", "train", "data.resolution", "data.resize", *shape)
     return StagePlan(

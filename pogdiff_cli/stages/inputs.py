@@ -94,7 +94,11 @@ def image_condition(
     config: Config, adapter: Adapter, dataset: Dataset, rows: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float32]]:
     """What the family wants to know of each of these images beside its latents, row by row."""
-    sizes = dataset.sizes[rows]
+    return condition_of_sizes(config, adapter, dataset.sizes[rows])
+
+
+def condition_of_sizes(config: Config, adapter: Adapter, sizes: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+    """The same of images of these widths and heights, (n, 2)."""
     placed = placements(
         sizes, resolution=config.data.resolution, resize=config.data.resize, multiple=adapter.side_multiple
     )

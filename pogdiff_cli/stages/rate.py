@@ -13,10 +13,11 @@ from PIL import Image, ImageFilter
 from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.metrics.ratings import RatedItem
 from pogdiff_cli.project.atomic import write_text
-from pogdiff_cli.project.config import Config, RateConfig, dotted
+from pogdiff_cli.project.config import Config, dotted
 from pogdiff_cli.project.integrity import refuse_damaged
 from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.lineage import StagePlan
+from pogdiff_cli.project.rate_config import RateConfig
 from pogdiff_cli.report.content import Picture
 from pogdiff_cli.report.rating_page import Choice, Question, RatingItem, rating_page
 from pogdiff_cli.stages.context import Context, Made, Result, perform

@@ -165,7 +165,10 @@ def _worst_step(
         context.project.density.mkdir(parents=True)
         np.save(context.project.density / "log_density.npy", np.zeros(len(captions)), allow_pickle=False)
     batches = training_data.batches(_every_row_with_another(config), adapter, few, context, captions, latents, texts)
-    return [batch for micro in range(config.train.gradient_accumulation_steps) for batch in batches[micro]], encoded
+    group = [batch for micro in range(config.train.gradient_accumulation_steps) for batch in batches[micro]]
+    # class images take what rows without a neighbour take
+    prior = [replace(batch, kind="prior", facts={}) for batch in _alone(group)] if config.train.preserves_prior else []
+    return group + prior, encoded
 
 
 def _every_row_with_another(config: Config) -> Config:

@@ -29,6 +29,7 @@ from pogdiff_cli.project.layout import Run
 from pogdiff_cli.project.lineage import StagePlan, plan_train
 from pogdiff_cli.stages import training_data, validation
 from pogdiff_cli.stages.caption import caption_texts
+from pogdiff_cli.stages.class_images import class_images, encode_class, prior_batches
 from pogdiff_cli.stages.context import Attempt, Context, Made, Result, perform
 from pogdiff_cli.stages.dataset import Dataset, load_dataset, refuse_untrainable
 from pogdiff_cli.stages.inputs import caption_cache, input_digests, load_adapter, text_form
@@ -55,15 +56,21 @@ def _train(context: Context, run: Run, fingerprint: str, dataset: Dataset, attem
     captions = caption_texts(context, dataset)
     validated = validation.heldout_rows(context, dataset)
     latents = training_data.latents(context, adapter, dataset, np.concatenate([dataset.train_rows, validated]))
+    classes = class_images(context, adapter)
+    if classes is not None:
+        encode_class(context, adapter, latents, classes)
     form = text_form(config)
     texts = caption_cache(context, form)
     everything = [*captions, *validation.prompts(context, dataset, validated), ""]
+    everything += [] if classes is None else classes.prompts
     encode_texts(texts, adapter, everything, form=form, rank=world.rank, world=world.size, track=context.track)
     world.together()
     texts.refresh()
     if config.train.validation_steps is None:
         adapter.free_encoders()
     batches = training_data.batches(config, adapter, dataset, context, captions, latents, texts)
+    if classes is not None:
+        batches.prior = prior_batches(context, adapter, batches, classes)
     trainer = Trainer(
         adapter=adapter,
         objective=objective(config, adapter, world),
@@ -176,7 +183,7 @@ def _facts(context: Context, run: Run, dataset: Dataset, batches: Batches, outco
     lines = read_metrics(run.metrics)
     means = {
         key: round(float(np.mean([line[key] for line in lines if line.get(key) is not None])), 6)
-        for key in ("denoise", "neighbour", "psi_above_one", "second_forward", "transfer_rate")
+        for key in ("denoise", "neighbour", "prior", "psi_above_one", "second_forward", "transfer_rate")
         if any(line.get(key) is not None for line in lines)
     }
     facts: dict[str, Any] = {
