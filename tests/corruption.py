@@ -331,12 +331,13 @@ Results = Mapping[str, str]
 
 
 def results(root: Path, action: str, run: str, outcome: Outcome) -> Results:
-    """What a command is asked for: contents by file, and what it printed."""
+    """What a command is asked for: contents by file, of one run where it is about one, and what it printed."""
+    others = [f"runs/{name}/" for name in RUNS if name != run and "{run}" in ACTIONS[action].words]
     found = {
         path.relative_to(root).as_posix(): _content(path)
         for pattern in ACTIONS[action].results
         for path in root.glob(pattern)
-        if path.is_file()
+        if path.is_file() and not any(other in path.as_posix() for other in others)
     }
     return found | ({"stdout": outcome.out} if action in _PRINTED else {})
 
