@@ -283,6 +283,7 @@ def _unfinished(root: Path, run: str) -> None:
 
 
 _FINALS, _SAMPLES, _SCORES = "runs/*/final/**/*", "runs/*/samples/*/*.png", "runs/*/evaluation/*"
+_OWN_SCORES = "runs/*/evaluation/[!c]*"  # a comparison is of two runs: the report writes it
 _ARTIFACTS = "artifacts/*/*.npy"
 _CAPTIONS = "artifacts/*.*"
 ACTIONS: dict[str, Action] = {
@@ -301,8 +302,8 @@ ACTIONS: dict[str, Action] = {
     "density anew": Action(words=("fit-density", "--force"), results=(_ARTIFACTS,)),
     "sample": Action(words=("sample", "--run", "{run}"), results=(_SAMPLES,)),
     "sample anew": Action(words=("sample", "--run", "{run}", "--force"), results=(_SAMPLES,)),
-    "evaluate": Action(words=("evaluate", "--run", "{run}", "--json"), results=(_SAMPLES, _SCORES)),
-    "evaluate anew": Action(words=("evaluate", "--run", "{run}", "--force"), results=(_SAMPLES, _SCORES)),
+    "evaluate": Action(words=("evaluate", "--run", "{run}", "--json"), results=(_SAMPLES, _OWN_SCORES)),
+    "evaluate anew": Action(words=("evaluate", "--run", "{run}", "--force"), results=(_SAMPLES, _OWN_SCORES)),
     "report": Action(words=("report",), results=("report.html",)),
     "rate": Action(words=("rate",), results=()),
     "compare": Action(words=("compare", "--json"), results=()),
@@ -331,12 +332,13 @@ Results = Mapping[str, str]
 
 
 def results(root: Path, action: str, run: str, outcome: Outcome) -> Results:
-    """What a command is asked for: contents by file, and what it printed."""
+    """What a command is asked for: contents by file, of one run where it is about one, and what it printed."""
+    others = [f"runs/{name}/" for name in RUNS if name != run and "{run}" in ACTIONS[action].words]
     found = {
         path.relative_to(root).as_posix(): _content(path)
         for pattern in ACTIONS[action].results
         for path in root.glob(pattern)
-        if path.is_file()
+        if path.is_file() and not any(other in path.as_posix() for other in others)
     }
     return found | ({"stdout": outcome.out} if action in _PRINTED else {})
 

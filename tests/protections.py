@@ -21,6 +21,7 @@ PROMISES = {
     "inert": "generated HTML and CSV are inert, and so is what a terminal shows",
     "failures": "every failure says what to do next",
     "secrets": "no secret reaches a file",
+    "damage": "a damaged file never gives a silently different result",
 }
 
 
@@ -1156,6 +1157,106 @@ SECRETS = (
     ),
 )
 
+DAMAGE = (
+    _(
+        "damage",
+        "final weights are held against their digest before they are sampled",
+        "stages/context.py",
+        "    refuse_damaged(project, [path for path in plan.inputs.values() if path is not None])\n",
+        "",
+        "test_corruption.py::test_final_weights_in_which_a_bit_has_flipped_are_not_sampled",
+    ),
+    _(
+        "damage",
+        "scores are held against their digest before they are compared",
+        "stages/compare.py",
+        "    refuse_damaged(project, [path.relative_to(project.root).as_posix()])\n    return read_scores",
+        "    return read_scores",
+        "test_corruption.py::test_scores_in_which_a_digit_has_changed_are_not_compared",
+    ),
+    _(
+        "damage",
+        "the manifest carries its own digest",
+        "project/manifest.py",
+        "values.pop(_DIGEST) != digest_value(values)",
+        "not values.pop(_DIGEST)",
+        "test_integrity.py::test_any_flipped_bit_of_a_manifest_is_noticed_or_changes_no_fact",
+    ),
+    _(
+        "damage",
+        "the memory of digests carries its own",
+        "project/digests.py",
+        'if found["digest"] == digest_value(known) else {}',
+        "",
+        "test_integrity.py::test_a_flipped_bit_in_the_memory_of_digests_costs_time_only",
+    ),
+    _(
+        "damage",
+        "the memory of scans carries a check a line",
+        "data/scan.py",
+        'values.pop("check") == _check(values)',
+        'bool(values.pop("check"))',
+        "test_integrity.py::test_a_flipped_bit_in_the_memory_of_a_scan_costs_time_only",
+    ),
+    _(
+        "damage",
+        "an image is known by its stamp",
+        "engine/stamps.py",
+        '    return (b"tEXt", f"{_KEYWORD}\\0{stamp}".encode()) in chunks',
+        "    return bool(chunks)",
+        "test_integrity.py::test_exchanged_pictures_are_missing_and_their_batches_are_made_as_before",
+    ),
+    _(
+        "damage",
+        "an image's checksums are looked at",
+        "engine/stamps.py",
+        "if crc != zlib.crc32(kind + data):",
+        "if crc < 0:",
+        "test_integrity.py::test_a_stamped_picture_is_known_again_and_any_flipped_bit_or_cut_is_noticed",
+    ),
+    _(
+        "damage",
+        "an image is made again in its batch",
+        "engine/sampler.py",
+        "    return [batch for batch in whole if any(request.path in wanted for request in batch)]",
+        "    return [[request for request in batch if request.path in wanted] for batch in whole]",
+        "test_integrity.py::test_exchanged_pictures_are_missing_and_their_batches_are_made_as_before",
+    ),
+    _(
+        "damage",
+        "a batch to be encoded is filled up",
+        "engine/encode.py",
+        "_full(pixels, batch_size)",
+        "pixels",
+        "test_integrity.py::test_what_is_encoded_later_has_the_bits_that_it_would_have_had_among_the_others",
+    ),
+    _(
+        "damage",
+        "a LoRA's header has one order",
+        "engine/tuning.py",
+        "    _order_header(folder / LORA_FILE)\n",
+        "",
+        "test_integrity.py::test_a_lora_has_the_same_bytes_each_time_it_is_written",
+    ),
+    _(
+        "damage",
+        "a log is held against its checkpoint",
+        "engine/metrics_log.py",
+        "or _begins(path, as_saved)",
+        "or True",
+        "test_integrity.py::test_a_log_is_told_from_the_one_that_the_checkpoint_was_made_with",
+    ),
+    _(
+        "damage",
+        "a paid answer carries a check",
+        "project/line_log.py",
+        'values.pop("check") != _check(values)',
+        'not values.pop("check")',
+        "test_integrity.py::test_a_flipped_bit_in_an_answer_that_was_paid_for_is_named_by_its_line",
+    ),
+)
+
+
 PROTECTIONS = (
     *KILL,
     *SAVE,
@@ -1170,4 +1271,5 @@ PROTECTIONS = (
     *INERT,
     *FAILURES,
     *SECRETS,
+    *DAMAGE,
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from corruption import TARGETS, Damage, Oracle, drawn, finished, inflict
+from corruption import TARGETS, Damage, Oracle, copied, drawn, finished, inflict, pogdiff
 
 DEAR = {
     "run",
@@ -37,7 +37,11 @@ def tally(oracle: Oracle, damages: Iterable[Damage]) -> Counter[str]:
 def test_forty_corruptions_are_detected_mended_or_harmless(oracle: Oracle) -> None:
     every = (drawn(oracle.base, seed) for seed in range(1000))
     cheap = [damage for damage in every if damage.command not in DEAR][:38]
-    dear = [drawn(oracle.base, seed) for seed in (2, 48)]  # bytes after an image's end, then run; a log cut off
+    image = next(path.relative_to(oracle.base) for path in oracle.base.glob("runs/pogdiff/samples/*/00001.png"))
+    dear = [
+        Damage(target="samples", kind="garbage", files=(image.as_posix(),), command="run", seed=0),
+        Damage(target="logs", kind="truncation", files=("runs/pogdiff/metrics.jsonl",), command="resume", seed=0),
+    ]
     ended = tally(oracle, [*cheap, *dear])
     assert ended.total() == 40
     assert ended["detected"] >= 10
@@ -67,6 +71,27 @@ def test_the_harness_notices_results_that_differ(oracle: Oracle, monkeypatch: py
     )
     with pytest.raises(AssertionError, match="silently different"):
         oracle.judge(damage)
+
+
+def test_final_weights_in_which_a_bit_has_flipped_are_not_sampled(oracle: Oracle) -> None:
+    damage = Damage(
+        target="final",
+        kind="bit flip",
+        files=("runs/vanilla/final/pytorch_lora_weights.safetensors",),
+        command="sample",
+        seed=1,
+    )
+    assert oracle.judge(damage) == "detected"
+
+
+def test_scores_in_which_a_digit_has_changed_are_not_compared(oracle: Oracle) -> None:
+    root = copied(oracle.base, oracle.work)
+    path = root / "runs" / "vanilla" / "evaluation" / "scores.json"
+    path.write_text(path.read_text().replace('"value": 0.', '"value": 1.', 1))
+    shown = pogdiff("compare", "-C", root, "vanilla", "pogdiff", "--json")
+    assert shown.status == 4
+    assert "runs/vanilla/evaluation/scores.json" in shown.err
+    assert "pogdiff evaluate --run vanilla" in shown.err
 
 
 def test_the_same_seed_does_the_same_damage(oracle: Oracle, tmp_path: Path) -> None:
