@@ -118,7 +118,7 @@ def as_if_nothing_had_happened(project: TinyProject, whole: TinyProject) -> None
     assert leftovers(project) == []
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_images_of_a_command_that_crashes_again_and_again_are_those_of_one_that_does_not(
     finished: TinyProject, tmp_path: Path, seed: int
 ) -> None:
