@@ -34,7 +34,7 @@ STAGES = ("caption", "index", "fit-density", "train", "sample", "evaluate")
 GROWING = ("artifacts/captions.jsonl", "artifacts/descriptions.jsonl", "artifacts/cache/scan.jsonl")
 OF_INIT = ("README.md", ".gitignore", "pogdiff.yaml", "data", "artifacts/cache/locks", "artifacts/cache/scratch")
 #: Under these each stage is stale. A log line is a mean since the last one, or since the run was resumed.
-OTHER = ("seed=1", "train.learning_rate=3.0e-05", "caption.names=keep", "train.logging_steps=1")
+OTHER = ("seed=1", "train.learning_rate=3.0e-05", "caption.names=keep", "index.k=3", "train.logging_steps=1")
 
 
 @pytest.fixture
