@@ -167,6 +167,20 @@ def test_times_of_files_prove_nothing(project: TinyProject, when: float) -> None
     assert "index" in stale(project)
 
 
+def test_a_manifest_of_a_newer_version_is_refused_and_left_as_it_is(project: TinyProject) -> None:
+    path = project.root / "manifest.yaml"
+    path.write_text(path.read_text().replace("schema_version: ", "schema_version: 9", 1))
+    newer, before = path.read_bytes(), results(project)
+    stages = [(stage, "--gpus", "none") for stage in ("caption", "index", "fit-density", "train", "sample", "evaluate")]
+    others = ("status", "report", "rate", "run", ("export", str(project.root / "exported")))
+    for words in (*stages, *((one,) if isinstance(one, str) else one for one in others)):
+        said = project(*words)
+        assert said.status == Exit.FAILURE, words
+        assert "Install the newer pogdiff that wrote it" in said.err, words
+    assert path.read_bytes() == newer
+    assert results(project) == before
+
+
 class Clock(datetime.datetime):
     """A clock that is set back by a century between two runs."""
 

@@ -42,6 +42,7 @@ CASES = [
     Case(words=("export", "{root}/exported"), room=100_000, what="exported"),
     Case(words=("inspect",), room=0, what="inspect.json"),
 ]
+QUICK = ("caption", "index", "train", "evaluate", "inspect")
 NEVER_UP_TO_DATE = ("report", "rate", "inspect", "export")
 
 
@@ -70,7 +71,10 @@ def refused(said: Outcome, *parts: str) -> None:
     assert said.err.count("Error: ") == 1
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=[] if case.words[0] in QUICK else pytest.mark.slow) for case in CASES],
+)
 def test_a_full_disk_is_said_with_what_it_takes_and_the_command_works_once_there_is_room(
     disk: TinyProject, case: Case
 ) -> None:

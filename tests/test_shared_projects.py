@@ -64,11 +64,13 @@ LOCKS = Path("artifacts/cache/locks")
         ("index", ("index",)),
         ("fit-density", ("fit-density",)),
         ("runs-pogdiff", ("train", "--name", "pogdiff")),
-        ("runs-pogdiff", ("sample", "--run", "pogdiff")),  # what one stage of a run reads, another writes
-        ("runs-pogdiff", ("evaluate", "--run", "pogdiff")),
+        pytest.param(
+            "runs-pogdiff", ("sample", "--run", "pogdiff"), marks=pytest.mark.slow
+        ),  # what one stage of a run reads, another writes
+        pytest.param("runs-pogdiff", ("evaluate", "--run", "pogdiff"), marks=pytest.mark.slow),
         ("rate", ("rate",)),
-        ("report", ("report",)),
-        ("export", ("export", "exported")),
+        pytest.param("report", ("report",), marks=pytest.mark.slow),
+        pytest.param("export", ("export", "exported"), marks=pytest.mark.slow),
     ],
 )
 def test_a_second_writer_is_refused_by_the_holders_name(

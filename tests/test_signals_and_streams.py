@@ -152,7 +152,11 @@ def test_notes_that_nobody_can_read_stop_no_work(project: TinyProject) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["{pogdiff} status {words} | head -1", "{pogdiff} --help | head -1", "{pogdiff} status {words} >&- 2>&- <&-"],
+    [
+        "{pogdiff} status {words} | head -1",
+        "{pogdiff} --help | head -1",
+        pytest.param("{pogdiff} status {words} >&- 2>&- <&-", marks=pytest.mark.slow),
+    ],
 )
 def test_the_shell_sees_no_traceback(project: TinyProject, line: str) -> None:
     pogdiff = f"{sys.executable} -m pogdiff_cli"

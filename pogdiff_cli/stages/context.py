@@ -25,7 +25,7 @@ from pogdiff_cli.project.leases import leased
 from pogdiff_cli.project.lineage import StagePlan
 from pogdiff_cli.project.locks import locked, project_lock
 from pogdiff_cli.project.manifest import Manifest, StageRecord
-from pogdiff_cli.project.receipts import write_receipt
+from pogdiff_cli.project.receipts import receipt_path, write_receipt
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "faiss-cpu", "numpy", "pillow", "scipy")
 
@@ -194,8 +194,8 @@ def _run(
     asked = None if before is None else as_asked(before, plan, inputs)
     same = asked is not None and asked.parameters == plan.parameters and asked.inputs == dict(inputs)
     attempt: Attempt = "go on" if same and context.mode != "force" else "anew"
-    for path in plan.outputs:
-        sweep_for(project.root / path)
+    for path in (*(project.root / name for name in plan.outputs), receipt_path(project, plan.key)):
+        sweep_for(path)
     if attempt == "anew":
         clear()
     update(context, plan.key, record)
