@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from conftest import TinyProject
 
+from pogdiff_cli.errors import PogdiffError
+from pogdiff_cli.models.extractors.presence import files_of
 from pogdiff_cli.project.config import Config, dotted
 from pogdiff_cli.project.freshness import Freshness, freshness
 from pogdiff_cli.project.layout import Project
@@ -406,3 +408,41 @@ def test_a_setting_that_came_after_a_run_makes_it_stale_only_where_it_is_not_the
     assert road.stale({}) == NOTHING
     assert road.stale({"sample.eta": 0.5}) == SAMPLE
     assert road.states({"sample.eta": 0.5})["sample"].reasons == ("sample.eta: 0.0 -> 0.5",)
+
+
+def test_other_weights_of_an_extractor_at_the_same_place_make_stale_what_it_looked_at(
+    project: TinyProject, tiny_vit: Path, tmp_path: Path
+) -> None:
+    network = Path(shutil.copytree(tiny_vit, tmp_path / "network"))
+    mine = project.configure(f"index.extractor=hf:{network}#cls")
+
+    def reasons(key: str) -> list[str]:
+        stages = json.loads(mine("status", "--json").out)["stages"]
+        return next(stage["reasons"] for stage in stages if stage["key"] == key)
+
+    assert mine("index").status == 0
+    assert reasons("index") == []
+    weights = network / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert reasons("index") == ["extractor changed"]
+    assert mine("index").status == 0
+    assert reasons("index") == []
+    shutil.rmtree(network)  # neighbours that are there need it no more
+    assert reasons("index") == []
+
+
+def test_the_files_that_decide_what_a_network_says(tiny_vit: Path, tmp_path: Path) -> None:
+    graph = tmp_path / "net.onnx"
+    graph.write_bytes(b"graph")
+    faces = {"weights": str(tmp_path / "dlib.dat"), "predictor": str(tmp_path / "points.dat")}
+    for path in faces.values():
+        Path(path).write_bytes(b"network")
+    assert files_of(f"onnx:{graph}#features", {}) == (graph,)
+    assert files_of("dlib", faces) == tuple(Path(path) for path in faces.values())
+    assert tiny_vit / "model.safetensors" in files_of(f"hf:{tiny_vit}#cls", {})
+    assert tiny_vit / "preprocessor_config.json" in files_of(f"hf:{tiny_vit}", {})
+    assert [files_of(spec, {}) for spec in ("template", "files", "openai:gpt", "py:module:function")] == [()] * 4
+    with pytest.raises(PogdiffError, match="no ONNX file"):
+        files_of(f"onnx:{tmp_path / 'gone.onnx'}", {})

@@ -40,13 +40,13 @@ def freshness(
 def as_asked(record: StageRecord, plan: StagePlan, inputs: Mapping[str, str]) -> StageRecord:
     """A record in the terms of today's ``plan`` and ``inputs``.
 
-    Older ones name the weights' folder, and no tokenizer. A setting that came later had its default when they were
-    made: with a newer pogdiff nothing is stale because of a setting that nobody has changed.
+    Older ones name the weights' folder, and neither tokenizer nor networks. A setting that came later had its default
+    when they were made: with a newer pogdiff nothing is stale because of a setting that nobody has changed.
     """
     defaults = dotted(Config(), "", operational="without")
     parameters = {key: defaults[key] for key in plan.parameters if key in defaults} | record.parameters
     parameters.pop("pretrained_model_name_or_path", None)
-    later = {name: inputs[name] for name in ("tokenizer",) if name in inputs}
+    later = {name: inputs[name] for name in ("tokenizer", *plan.networks) if name in inputs}
     return record.model_copy(update={"parameters": parameters, "inputs": {**later, **record.inputs}})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pogdiff_cli.project.config import Config, dotted
@@ -35,6 +35,7 @@ class StagePlan:
     model_parts: tuple[str, ...] = ()  # components of the pipeline that count; all where empty
     optional: tuple[str, ...] = ()  # inputs that need not be there
     extras: tuple[str, ...] = ()  # outputs that are not always there
+    networks: dict[str, str] = field(default_factory=dict)  # input to spec: what looks at pictures
     logs: tuple[str, ...] = ()  # files for people to read: a change of them makes nothing stale
 
     @property
@@ -54,6 +55,7 @@ def plan_caption(config: Config) -> StagePlan:
         inputs={"data": None, "tokenizer": None},
         outputs=("artifacts/captions.jsonl", "artifacts/names.yaml"),
         model_parts=TOKENIZERS,
+        networks={"captioner": config.caption.captioner},
     )
 
 
@@ -64,6 +66,7 @@ def plan_index(config: Config) -> StagePlan:
         parameters=_pick(config, "index") | extractor_options(config, config.index.extractor),
         inputs={"data": None},
         outputs=("artifacts/index",),
+        networks={"extractor": config.index.extractor},
     )
 
 
@@ -125,9 +128,12 @@ def plan_evaluate(config: Config, run: str) -> StagePlan:
     """Scores of one run."""
     options = extractor_options(config, config.evaluate.face) | extractor_options(config, config.evaluate.dino)
     groups = ("data.few_at_most", "data.many_at_least")
+    networks = {"face": config.evaluate.face, "dino": config.evaluate.dino}
     wanted = _pick(config, "seed", "evaluate", *groups) | options
     if "judge" not in config.evaluate.metrics:
         wanted = {key: value for key, value in wanted.items() if not key.startswith("evaluate.judge.")}
+    else:
+        networks["judge"] = config.evaluate.judge.model
     return StagePlan(
         key=f"runs/{run}/evaluate",
         parameters=wanted,
@@ -136,6 +142,7 @@ def plan_evaluate(config: Config, run: str) -> StagePlan:
         extras=tuple(f"runs/{run}/evaluation/{name}.csv" for name in ("scores", "identities", "recall")),
         after=(f"runs/{run}/sample",),
         optional=("human",),
+        networks={name: spec for name, spec in networks.items() if spec is not None},
     )
 
 

@@ -12,12 +12,14 @@ from pogdiff_cli.engine.cache import TensorCache
 from pogdiff_cli.engine.encode import Form, text_cache
 from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.models.adapter import Adapter, FamilyOptions
+from pogdiff_cli.models.extractors.presence import files_of
 from pogdiff_cli.models.weights import resolve_pipeline
 from pogdiff_cli.project.config import Config
 from pogdiff_cli.project.digests import digest_value
 from pogdiff_cli.project.lineage import TEXT_PARTS, StagePlan
 from pogdiff_cli.stages.context import Context
 from pogdiff_cli.stages.dataset import Dataset
+from pogdiff_cli.stages.requirements import extractor_options
 
 _WEIGHTS = (".safetensors", ".json", ".txt", ".model")
 
@@ -76,7 +78,22 @@ def _input_digests(context: Context, plan: StagePlan, dataset: Dataset | None) -
             found = context.project.digests.of(context.project.root / path)
             if found is not None or name not in plan.optional:
                 digests[name] = found or "missing"
+    record = context.project.manifest().record(plan.key)
+    known = {} if record is None else record.inputs
+    for name, spec in plan.networks.items():
+        digest = _network_digest(context, spec) or known.get(name)  # what was made does not need it any more
+        if digest is not None:
+            digests[name] = digest
     return digests
+
+
+def _network_digest(context: Context, spec: str) -> str | None:
+    """Of the files of a network beside the base; None of what has none, and where they are not here."""
+    try:
+        files = files_of(spec, extractor_options(context.project, spec))
+    except PogdiffError:
+        return None
+    return digest_value([(path.name, context.project.digests.of(path)) for path in files]) if files else None
 
 
 def _tokenizer_digest(context: Context, plan: StagePlan) -> str:
