@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before any library reads them: no test touches the network, spreads over all cores or draws bars.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,6 +18,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+# whoever runs the tests under nohup: what they start must hear of a terminal that goes
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # the same examples in every run; HYPOTHESIS_PROFILE=wide searches further ones
 settings.register_profile("fast", derandomize=True, database=None, deadline=None)

@@ -55,12 +55,16 @@ class Scan:
     notes: list[Note]
 
 
+State = tuple[int, int, int, int]
+"""Size, mtime and ctime in ns, inode: a file in the same state is not read again."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Entry:
     """What is known of one file in one state of it."""
 
     file_name: str
-    state: tuple[int, int, int, int]  # size, mtime and ctime in ns, inode
+    state: State
     sha256: str = ""
     size: tuple[int, int] = (0, 0)
     reason: str = ""  # "" for a usable image
@@ -142,11 +146,25 @@ def _in_chunks(
         yield from entries
 
 
+def state_of(path: str | Path) -> State:
+    """The state of a file; the change time too: a copy may bring its modification time along, or a clock be set back."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def remembered(cache: Path) -> dict[str, tuple[State, str]]:
+    """What a scan's cache says of each file: its state, and the SHA-256 of what was read then."""
+    try:
+        lines = cache.read_bytes().splitlines()
+    except OSError:
+        return {}
+    entries = [entry for entry in map(_entry_of, lines) if entry is not None and entry.sha256]
+    return {entry.file_name: (entry.state, entry.sha256) for entry in entries}
+
+
 def _examine(root: Path, name: str, known: _Entry | None) -> _Entry:
     try:
-        status = os.stat(os.path.join(root, name))
-        # the change time too: a copy may bring its modification time along, or a clock have been set back
-        state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        state = state_of(os.path.join(root, name))
         if known is not None and known.state == state:
             return known
         path = root / name

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
+from pogdiff_cli.data.scan import remembered, state_of
 from pogdiff_cli.progress import Track, untracked
 from pogdiff_cli.project.digests import PREFIX, digest_bytes
 from pogdiff_cli.project.layout import Project
@@ -16,12 +14,11 @@ from pogdiff_cli.stages.finding import Finding
 
 def turned_images(project: Project, *, track: Track = untracked) -> Iterator[Finding]:
     """Read every image that is remembered in its present state; they are the user's and left alone."""
-    known = _remembered(project.cache / "scan.jsonl")
+    known = remembered(project.cache / "scan.jsonl")
     for name, (state, digest) in track(known.items(), "Reading images", len(known)):
         path = project.images / name
         try:
-            status = path.stat()
-            if [status.st_size, status.st_mtime_ns, status.st_ino] != state or digest_bytes(path) == PREFIX + digest:
+            if state_of(path) != state or digest_bytes(path) == PREFIX + digest:
                 continue
         except OSError:
             continue
@@ -31,19 +28,3 @@ def turned_images(project: Project, *, track: Track = untracked) -> Iterator[Fin
             detail="its bytes are others than when it was read, its size and time the same",
             advice="restore it from a backup; if it is meant to be so, touch it",
         )
-
-
-def _remembered(path: Path) -> dict[str, tuple[list[Any], str]]:
-    known: dict[str, tuple[list[Any], str]] = {}
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return {}
-    for line in lines:
-        try:
-            values = json.loads(line)
-            if values["sha256"]:
-                known[str(values["file_name"])] = (list(values["state"]), str(values["sha256"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # it is read anew by whoever needs it
-    return known
