@@ -147,7 +147,7 @@ def _in_chunks(
 
 
 def state_of(path: str | Path) -> State:
-    """The state of a file; the change time too: a copy may bring its modification time along, or a clock be set back."""
+    """The state of a file; the change time too: a copy may keep its modification time, or a clock be set back."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 

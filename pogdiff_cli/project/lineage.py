@@ -128,7 +128,7 @@ def plan_evaluate(config: Config, run: str) -> StagePlan:
     """Scores of one run."""
     options = extractor_options(config, config.evaluate.face) | extractor_options(config, config.evaluate.dino)
     groups = ("data.few_at_most", "data.many_at_least")
-    networks = {"face": config.evaluate.face, "dino": config.evaluate.dino}
+    networks: dict[str, str | None] = {"face": config.evaluate.face, "dino": config.evaluate.dino}
     wanted = _pick(config, "seed", "evaluate", *groups) | options
     if "judge" not in config.evaluate.metrics:
         wanted = {key: value for key, value in wanted.items() if not key.startswith("evaluate.judge.")}
