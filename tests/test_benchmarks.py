@@ -13,7 +13,7 @@ import torch
 from conftest import TinyProject
 from PIL import Image
 
-from benchmarks import architectures, results, step
+from benchmarks import architectures, draws, results, step
 from benchmarks.flops import published_peak, step_flops
 from benchmarks.models import ARCHITECTURES, build
 from benchmarks.plain_loop import Example, ImageFolder
@@ -240,3 +240,12 @@ def test_an_architecture_is_measured_at_tiny_size_on_the_cpu(tmp_path: Path) -> 
     assert {figure["name"] for figure in content["figures"]} >= {"sd15 speed", "sd15 pogdiff", "sd15 peak measured"}
     assert all(figure["target"] is None for figure in content["figures"])
     assert content["details"]["sd15"]["tflop_a_step"] > 0
+
+
+def test_steps_on_few_and_many_records_are_paired_and_filed(tmp_path: Path) -> None:
+    words = ["--few", "40", "--many", "300", "--rounds", "1", "--steps", "1", "--scratch", str(tmp_path)]
+    draws.main([*words, "--results", str(tmp_path)])
+    figures = {figure["name"]: figure for figure in json.loads((tmp_path / "draws.json").read_text())["figures"]}
+    assert set(figures) == {"draws_time", "step_time"}
+    assert figures["step_time"]["target"] == "at most 1.05"
+    assert all(len(figure["pairs"]) == 1 and figure["median"] > 0 for figure in figures.values())
