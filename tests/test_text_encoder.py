@@ -30,6 +30,7 @@ from pogdiff_cli.errors import PogdiffError
 from pogdiff_cli.models.adapter import Adapter, FamilyOptions
 from pogdiff_cli.models.families import open_backbone
 from pogdiff_cli.project.config import TrainConfig
+from pogdiff_cli.project.manifest import read_manifest, write_manifest
 
 CPU = torch.device("cpu")
 TEXT: dict[str, Any] = {"train_text_encoder": True, "text_encoder_rank": 2, "tuning": "lora", "rank": 2}
@@ -204,6 +205,9 @@ def test_the_road_with_a_trained_text_encoder(project: TinyProject) -> None:
     shutil.rmtree(one.root / "runs" / "a" / "samples")
     shutil.rmtree(one.root / "runs" / "a" / "final")
     shutil.copytree(one.root / "whole", one.root / "runs" / "a" / "final")
+    manifest = read_manifest(one.root / "manifest.yaml")  # which would tell that the run did not write this
+    manifest.runs["a"]["train"].outputs.clear()
+    write_manifest(one.root / "manifest.yaml", manifest)
     assert direct("sample", "--run", "a").status == 0
     assert np.abs(sampled(one.root, "a") - expected).max() <= 1
     rehearsed = one("train", "--name", "b", "--dry-run", "--json")
@@ -317,4 +321,5 @@ def test_the_estimate_counts_the_encoders_that_stay(
     networks = [one.denoiser, *one.network.encoders.values()]
     assert known.trainable == sum(p.numel() for p in one.trainable.values())
     held = 4 * sum(p.numel() for network in networks for p in network.parameters())
+    held += 4 * sum(b.numel() for b in one.denoiser.buffers() if b.is_floating_point())  # positions, not trained
     assert known.training == held + 3 * 4 * known.trainable
