@@ -19,8 +19,9 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-# whoever runs the tests under nohup: what they start must hear of a terminal that goes
+# under nohup, or in the background of a script, these are ignored: what the tests start must hear of them
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # the same examples in every run; HYPOTHESIS_PROFILE=wide searches further ones
 settings.register_profile("fast", derandomize=True, database=None, deadline=None)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import TinyProject
 from PIL import Image
 
 from pogdiff_cli.data.captions import (
@@ -206,3 +207,14 @@ def test_a_captioner_of_ones_own_runs_only_when_allowed(tmp_path: Path, monkeypa
         with pytest.raises(PogdiffError) as caught:
             load_captioner(spec, OURS)
         assert caught.value.exit_code == code
+
+
+def test_names_that_are_no_list_of_names_are_refused_with_their_remedy(project: TinyProject) -> None:
+    assert project("caption").status == 0
+    names = project.root / "artifacts" / "names.yaml"
+    names.write_text("Ada Love", encoding="utf-8")
+    outcome = project("caption")
+    assert outcome.status == Exit.DATA, outcome.err
+    assert "names.yaml" in outcome.err
+    assert "doctor --repair" in outcome.err
+    assert names.read_text(encoding="utf-8") == "Ada Love"

@@ -18,6 +18,7 @@ from pogdiff_cli.data.captions import (
 )
 from pogdiff_cli.data.names import NameReplacer, assign_names, words_of
 from pogdiff_cli.data.wording import check_prompts, template_captions
+from pogdiff_cli.errors import Exit, PogdiffError
 from pogdiff_cli.project.atomic import write_text
 from pogdiff_cli.project.lineage import plan_caption
 from pogdiff_cli.project.yaml_reader import MAX_OWN_BYTES, read_yaml
@@ -51,6 +52,12 @@ def run(context: Context) -> Result:
 def read_names(context: Context) -> dict[str, str]:
     """Identity to the name it has in captions and prompts."""
     values = read_yaml(context.project.names, at_most=MAX_OWN_BYTES).values
+    if values is not None and not isinstance(values, dict):
+        raise PogdiffError(
+            f"{context.project.names} is no list of identities with their names.",
+            hint="Type 'pogdiff doctor --repair': captions and samples tell the names that were given.",
+            exit_code=Exit.DATA,
+        )
     return {str(identity): str(name) for identity, name in (values or {}).items()}
 
 
