@@ -43,7 +43,7 @@ DRAWS: dict[str, Any] = {
     "a1": 1.0,
     "a2": 1.0,
     "psi_terms": ("img_sim", "inv_density"),
-    "roulette": 1.0,
+    "roulette": None,  # every row's neighbour: both sides compute as much
     "cbdm_drop": 0.1,
     "cbdm_uniform": "record",
 }
